@@ -1,0 +1,42 @@
+# `make help` lists what there is. Each target makes the environment by itself when it is missing or out of date.
+PYTHON ?= python3
+VENV   ?= .venv
+VERB   ?= train
+ARGS   ?=
+NODES  ?= 2
+PORT   ?= 29500
+
+BIN    := $(VENV)/bin
+MADE   := $(VENV)/.made
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check bench ddp
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@echo '  ARGS="model=resnet18 train.epochs=2" are the overrides of run, bench and ddp; PYTHON and VENV choose the environment'
+
+$(MADE): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "tinyexp needs Python 3.10 or newer; give PYTHON=python3.12"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+run: $(MADE)  ## train; ARGS="model=resnet18 train.epochs=2"
+	@$(BIN)/python -m tinyexp $(filter-out train,$(VERB)) $(ARGS)
+
+test: $(MADE)  ## all tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+check: $(MADE)  ## lint, format, types, layers and the fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+bench: $(MADE)  ## the step against a bare loop
+	$(BIN)/python benchmarks/step.py $(ARGS)
+
+ddp: $(MADE)  ## NODES processes on this machine under torchrun
+	$(BIN)/python -m torch.distributed.run --nproc-per-node=$(NODES) --master-port=$(PORT) -m tinyexp $(filter-out train,$(VERB)) $(ARGS)

@@ -1,0 +1,172 @@
+"""Checkpoints: what is written, how it is checked before it is used, and what to fall back to.
+
+A file is {"format", "state", "config", "data"}: tensors and JSON types, read with weights_only=True and no other way.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyexp.errors import ConfigError, IntegrityError, NonFiniteError
+from tinyexp.files import sweep, written_aside
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+class Checkpointer:
+    """Writes a run's checkpoints, one after the other, in a thread of its own: the loop waits for the copy alone."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        folder.mkdir(exist_ok=True)
+        sweep(folder)
+        self._folder = folder
+        self._keep = keep
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+
+    def save(self, content: dict[str, Any], *names: str) -> None:
+        """Write `content` as each of `names` (last, best, epoch-0001); last becomes prev first.
+
+        What is written is what `content` holds now, whatever training does next. Errors of the writing itself are
+        raised by the next `save` or by `wait`.
+
+        Raises:
+            NonFiniteError: a tensor holds inf or nan; nothing was written.
+            ResourceError: the disk is full. What stood there before is as it was.
+        """
+        check_finite(content["state"])
+        self.wait()
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        self._pending = self._writer.submit(self._write, buffer, names)
+
+    def wait(self) -> None:
+        """Until all that was saved is on the disk; raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def close(self) -> None:
+        self._writer.shutdown()
+
+    def _write(self, buffer: io.BytesIO, names: tuple[str, ...]) -> None:
+        for name in names:
+            previous = self._folder / "prev.pt" if name == "last" else None
+            with written_aside(self._folder / f"{name}.pt", previous) as file:
+                file.write(buffer.getbuffer())
+        if self._keep:
+            for old in sorted(self._folder.glob("epoch-*.pt"))[: -self._keep]:
+                old.unlink()
+
+
+def check_finite(state: dict[str, Any]) -> None:
+    """Raises NonFiniteError for the first tensor that holds inf or nan; waits for the device."""
+    for name, tensor in _tensors(state, ""):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteError(
+                f"{name} holds inf or nan and is not saved; the checkpoint before it stands. Try a lower optim.lr"
+            )
+
+
+def read_checked(path: Path) -> bytes:
+    """A checkpoint's bytes, every one of them checked: torch.load would take a flipped bit for a weight.
+
+    Raises:
+        ConfigError: there is no such file.
+        IntegrityError: it is not whole, or not what was written.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # zipfile raises a dozen kinds for damaged headers
+        raise IntegrityError(f"{path} is damaged or no checkpoint: {error}") from error
+    if damaged is not None:
+        raise IntegrityError(f"{path} is damaged: the checksum of {damaged} is wrong")
+    return content
+
+
+def decode(content: bytes, origin: str) -> dict[str, Any]:
+    """A checkpoint from its checked bytes, tensors on the CPU; `origin` names it in errors.
+
+    Raises:
+        IntegrityError: it holds more than tensors and plain values, or is no checkpoint of ours.
+    """
+    try:
+        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises as many kinds as pickle does
+        reason = str(error).strip().split("\n")[0]
+        raise IntegrityError(f"{origin} cannot be loaded as tensors and plain values: {reason}") from error
+    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+        found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise IntegrityError(f"{origin} must be a tinyexp checkpoint of format {FORMAT}, found {found}")
+    return checkpoint
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Raises as read_checked and decode."""
+    return decode(read_checked(path), str(path))
+
+
+def weights_to_use(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """A checkpoint's state dict of the network: the averaged one where there is one."""
+    state = checkpoint["state"]
+    weights: dict[str, torch.Tensor] = state.get("ema") or state["model"]
+    return weights
+
+
+def find(path: str, name: str) -> Path:
+    """The checkpoint that a user means: a file is itself, a run's directory its `name`.pt.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    given = Path(path)
+    if given.is_dir():
+        given = given / "checkpoints" / f"{name}.pt"
+    if not given.is_file():
+        raise ConfigError(
+            f"{given} is not there: a run's directory (with checkpoints/{name}.pt) or a checkpoint is needed"
+        )
+    return given
+
+
+def read_latest(folder: Path) -> tuple[bytes, Path] | None:
+    """The newest checkpoint of a run that passes its check: last.pt, else prev.pt; None where there is neither.
+
+    Raises:
+        IntegrityError: all that is there is damaged.
+    """
+    there = [path for path in (folder / "last.pt", folder / "prev.pt") if path.is_file()]
+    for path, other in zip(there, [*there[1:], None], strict=True):
+        try:
+            return read_checked(path), path
+        except IntegrityError as error:
+            if other is None:
+                raise
+            _log.warning("%s; going on from %s, the one before", error, other)
+    return None
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor in nested dicts and lists, with its dotted name."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensors(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _tensors(item, f"{name}.{position}")

@@ -1,0 +1,92 @@
+"""What a data set is: classes, an image shape, and two splits that fetch uint8 images by number.
+
+Nothing here reads a file, and nothing augments or batches: each data set has its own module, the loader has another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyexp import seeds
+from tinyexp.errors import DataError
+
+
+class Split(Protocol):
+    """One phase's samples. It must pickle, so that loader workers started by spawn can take it."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers, (N,)."""
+
+    def fetch(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Sample numbers (n,) -> images (n, C, H, W), 0..255."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """Samples that are held in memory: images (N, C, H, W), labels (N,)."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def fetch(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self.images[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A data set; `fingerprint` is hex and follows from its content, so that a copy elsewhere has the same.
+
+    Raises DataError for fewer than 2 classes, empty images or splits, and a label that is no class.
+    """
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    train: Split
+    val: Split
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise DataError(f"a data set needs at least 2 classes, got {list(self.classes)}")
+        if min(self.image_shape) < 1:
+            raise DataError(f"images need at least 1 px and 1 channel, got image_shape={self.image_shape} (C, H, W)")
+        for phase, labels in (("train", self.train.labels), ("val", self.val.labels)):
+            if len(labels) == 0:
+                raise DataError(f"the {phase} split needs at least one sample, got none")
+            if labels.min() < 0 or labels.max() >= len(self.classes):
+                raise DataError(
+                    f"{phase} labels must lie in 0..{len(self.classes) - 1}, one number a class, "
+                    f"got {labels.min()}..{labels.max()}"
+                )
+
+
+def fingerprint(*parts: NDArray[np.uint8] | str | int) -> str:
+    """32 hex digits that name this content: shapes and bytes of arrays, and plain values, in this order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(repr(part.shape).encode())
+            digest.update(np.ascontiguousarray(part).data)
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def split_stratified(
+    labels: NDArray[np.int64], *, every: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Numbers of the train and of the held-out samples, each ascending: one in `every` is held out.
+
+    The samples are put in order of class, at random inside a class, and each `every`th is taken: so every class gives
+    its share to within one sample, and the same on every machine and version of numpy.
+    """
+    order = np.lexsort((seeds.keys(seed, index=np.arange(len(labels))), labels))
+    held_out = np.zeros(len(labels), dtype=bool)
+    held_out[order[::every]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

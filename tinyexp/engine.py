@@ -1,0 +1,233 @@
+"""The loop: what training changes (TrainState), one epoch of steps, and scoring. No files, no printing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from tinyexp import seeds
+from tinyexp.config import Config, TrainConfig
+from tinyexp.data.loader import Batch, Data
+from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
+from tinyexp.dist import Dist
+from tinyexp.ema import Ema
+from tinyexp.errors import ConfigError, IntegrityError, NonFiniteError
+from tinyexp.metrics import EvalSums, RunningScores, Scores, Sums
+from tinyexp.optim import build_optimizer
+from tinyexp.schedule import Schedule, build_schedule
+from tinyexp.targets import build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """uint8 images in, logits out: a bare model, and how it is called on this device."""
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]  # the model itself, or DDP or a compiled function around it
+    normalize: Normalizer
+    traits: Traits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, classes) float32, on the device."""
+        with torch.autocast(self.traits.device.type, self.traits.autocast, enabled=self.traits.autocast is not None):
+            logits = self.forward(self.normalize(images))
+        return logits.float()
+
+    def to_device(self, labels: Tensor) -> Tensor:
+        return labels.to(self.traits.device, non_blocking=self.traits.pin_memory)
+
+    def summary(self) -> str:
+        precision = "fp32" if self.traits.autocast is None else str(self.traits.autocast).removeprefix("torch.")
+        return f"{type(self.model).__name__} in {precision} on {self.traits.device}"
+
+    def load(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Take these weights. Raises ConfigError, which names their origin, when they are another network's."""
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ConfigError(f"{origin} has the weights of another network: {error}") from error
+
+    @staticmethod
+    def build(config: Config, data: Data, dist: Dist) -> Network:
+        """The config's model with weights that follow from the seed, for this data and device.
+
+        Raises:
+            ConfigError: no such model, or arguments that it does not take.
+        """
+        channels, height, width = data.image_shape
+        plan = traits(dist.device, config.train.precision, height * width, fast_bf16(dist.device))
+        seed_all(torch.device("cpu"), config.train.seed)  # on the CPU, so that the weights are the same for each device
+        offered = {"num_classes": len(data.classes), "in_channels": channels, "image_size": height}
+        model: nn.Module = build(config.model, config.trust, **offered)
+        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
+        return Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """All that training changes; what a checkpoint holds."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    scaler: torch.amp.GradScaler
+    ema: Ema | None
+    epoch: int = 0  # epochs that are over, their val included
+    step: int = 0  # optimizer steps since the run began
+    step_in_epoch: int = 0
+    scores: RunningScores = field(default_factory=RunningScores)
+    best: dict[str, Any] | None = None  # the scores of best.pt's epoch
+    stale: int = 0  # epochs since ckpt.monitor was last better by early_stop.min_delta
+    mark: float | None = None  # what it was then
+    lr: float = 0.0  # learning rate of the last step
+
+    @staticmethod
+    def build(config: Config, data: Data, dist: Dist) -> TrainState:
+        """A run's state before its first step.
+
+        Raises:
+            ConfigError: a model, optimizer or scheduler that is not there, or arguments that it does not take.
+        """
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        bare = Network.build(config, data, dist)
+        forward: Any = dist.wrap(bare.model)
+        if config.train.compile:
+            forward = torch.compile(forward)
+        optimizer = build_optimizer(config.optim, bare.model, config.trust)
+        schedule = build_schedule(
+            config.scheduler,
+            optimizer,
+            total=config.train.epochs * data.steps_per_epoch,
+            steps_per_epoch=data.steps_per_epoch,
+            trust=config.trust,
+        )
+        return TrainState(
+            network=Network(model=bare.model, forward=forward, normalize=bare.normalize, traits=bare.traits),
+            optimizer=optimizer,
+            schedule=schedule,
+            scaler=torch.amp.GradScaler(dist.device.type, enabled=bare.traits.grad_scaler),
+            ema=None if config.train.ema is None else Ema(bare.model, config.train.ema),
+        )
+
+    @property
+    def eval_network(self) -> Network:
+        """The network to score and to keep: the averaged copy where there is one."""
+        model = self.ema.model if self.ema else self.network.model
+        return Network(model=model, forward=model, normalize=self.network.normalize, traits=self.network.traits)
+
+    def accumulating(self, more: bool) -> AbstractContextManager[object]:
+        """Under DDP, gradients are averaged over ranks with the last micro-batch of a step alone."""
+        forward = self.network.forward
+        return forward.no_sync() if more and isinstance(forward, DistributedDataParallel) else nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and JSON types, under bare names; `scores` must be flushed."""
+        return {
+            "model": self.network.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scores": self.scores.state_dict(),
+            **{name: getattr(self, name) for name in _PLAIN},
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """What best.pt keeps: the weights to use, which are the averaged ones where there are any, and their scores."""
+        return {
+            "model": self.eval_network.model.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+        }
+
+    def end_epoch(self) -> None:
+        """On to the next epoch's first step."""
+        self.scores.epoch = Sums()
+        self.epoch += 1
+        self.step_in_epoch = 0
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises IntegrityError for the state of another network or optimizer."""
+        try:
+            self.network.model.load_state_dict(state["model"])
+            if self.ema:
+                self.ema.model.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.scores.load_state_dict(state["scores"])
+            for name in _PLAIN:
+                setattr(self, name, state[name])
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise IntegrityError(f"the checkpoint does not fit this run: {error}") from error
+
+
+_PLAIN = ("epoch", "step", "step_in_epoch", "best", "stale", "mark", "lr")
+
+
+def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainConfig, dist: Dist) -> Iterator[None]:
+    """Train on each step's micro-batches; comes back to the caller after each optimizer step."""
+    network = state.network
+    network.model.train()
+    for batches in steps:
+        for batch in batches:
+            seed_all(dist.device, seeds.key(train.seed, state.epoch, state.step_in_epoch, batch.slot))  # for dropout
+            labels = network.to_device(batch.labels)
+            with state.accumulating(more=batch is not batches[-1]):
+                logits = network(batch.images)
+                loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=train.label_smoothing)
+                # Over the whole step's samples; times world, since DDP's mean over ranks divides by it.
+                state.scaler.scale(loss * (dist.world / batch.total)).backward()
+            state.scores.add(loss.detach(), logits.detach(), labels)
+        optimizer_step(state, train)
+        yield
+
+
+def optimizer_step(state: TrainState, train: TrainConfig) -> None:
+    """From the step's gradients to new weights, and on to the next step."""
+    parameters = [parameter for parameter in state.network.model.parameters() if parameter.grad is not None]
+    state.scaler.unscale_(state.optimizer)
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if train.clip_norm is not None:
+        clip_grads_with_norm_(parameters, train.clip_norm, norm)
+    state.scaler.step(state.optimizer)  # under fp16, a step whose gradients overflow is left out
+    state.scaler.update()
+    state.optimizer.zero_grad()
+    state.lr = float(state.optimizer.param_groups[0]["lr"])
+    state.schedule.after_step()
+    state.step += 1
+    state.step_in_epoch += 1
+    if state.ema:
+        state.ema.update(state.step)
+    state.scores.end_step(torch.zeros_like(norm) if state.scaler.is_enabled() else norm)
+
+
+@torch.no_grad()
+def evaluate(network: Network, batches: Iterable[Batch], num_classes: int, dist: Dist) -> Scores:
+    """Score each sample once. The bare model, so that ranks may have different numbers of batches.
+
+    Raises:
+        NonFiniteError: the loss is inf or nan.
+    """
+    network.model.eval()
+    dist.copy_from_first(list(network.model.buffers()))  # DDP leaves batch-norm's different after its last step
+    sums = EvalSums(num_classes, network.traits.device, network.traits.score_dtype)
+    for batch in batches:
+        sums.add(network(batch.images), network.to_device(batch.labels))
+    scores = sums.scores(dist)
+    if not math.isfinite(scores.loss):
+        raise NonFiniteError(
+            f"val loss is {scores.loss}: the weights have left the range of numbers; try a lower optim.lr"
+        )
+    return scores

@@ -1,0 +1,64 @@
+"""What can go wrong, by exit code. A message says the rule, what came, and what would do; standard library only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TinyexpError(Exception):
+    """An end of the run that is told in one message, without a traceback; `exit_code` is the process's."""
+
+    exit_code = 1
+
+
+class ConfigError(TinyexpError):
+    """A wrong key, value or command line."""
+
+    exit_code = 2
+
+
+class DataError(TinyexpError):
+    """A data set that is missing, damaged or not what it says it is."""
+
+    exit_code = 2
+
+
+class IntegrityError(TinyexpError):
+    """A file that fails its check; it is never used."""
+
+    exit_code = 3
+
+
+class NonFiniteError(TinyexpError):
+    """A loss, gradient or weight that is inf or nan; it is never written."""
+
+    exit_code = 4
+
+
+class ResourceError(TinyexpError):
+    """Out of memory or disk."""
+
+    exit_code = 5
+
+
+class Interrupted(TinyexpError):
+    """Stopped from outside (a signal, train.max_time) with a checkpoint saved: a scheduler may requeue."""
+
+    exit_code = 75
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """'; did you mean x?' with the nearest valid name, or the list of all when nothing is near."""
+    names = sorted(map(str, valid))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(names) or 'none'}"
+
+
+def exit_code(error: BaseException) -> int:
+    """The process's exit code for how a run ended."""
+    if isinstance(error, TinyexpError):
+        return error.exit_code
+    # torch's are found by name and words, since this file knows nothing of torch
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return ResourceError.exit_code if out_of_memory or "can't allocate memory" in str(error) else 1

@@ -1,0 +1,71 @@
+"""Writing so that a file under its final name is whole: aside, flushed, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tinyexp.errors import ResourceError, TinyexpError
+
+_MARK = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def written_aside(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write, which takes its name when all of it is on the disk; on any error nothing has changed.
+
+    What had the name before is kept as `previous`, if that is given.
+
+    Raises:
+        ResourceError: the disk or the quota is full.
+        TinyexpError: another refusal of the system, by its words.
+    """
+    aside = path.with_name(f".{path.name}{_MARK}{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            path.replace(previous)
+        aside.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        kind = ResourceError if error.errno in _FULL else TinyexpError
+        raise kind(f"{path} could not be written: {error.strerror}. What stood there before is as it was") from error
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Raises as written_aside."""
+    with written_aside(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Raises as written_aside."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder of ours."""
+    for path in folder.glob(f".*{_MARK}*"):
+        path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Without it, a power loss may undo the renaming."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""One way for all that a run says: the logger, with two handlers, the terminal's and run.log's.
+
+A record may carry something to draw (`extra=drawn(table)`): the terminal shows it, run.log has its text.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+_STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "bold red"}
+_LOGGER = logging.getLogger("tinyexp")
+
+
+def drawn(renderable: RenderableType) -> dict[str, Any]:
+    """For `extra`: what the terminal draws instead of the message."""
+    return {"renderable": renderable}
+
+
+FILE_ONLY = {"file_only": True}  # for `extra`: the door tells the terminal itself
+
+
+def plain_text(renderable: RenderableType, width: int = 120) -> str:
+    """What a renderable looks like without a terminal."""
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
+
+
+class TerminalHandler(logging.Handler):
+    """Messages as plain lines, never wrapped, on the console that also has the live line."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
+        renderable = getattr(record, "renderable", None)
+        if renderable is None or not self._console.is_terminal:
+            mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            renderable = Text(mark + record.getMessage(), style=_STYLES.get(record.levelno, ""))
+        self._console.print(renderable, soft_wrap=isinstance(renderable, Text), highlight=False)
+
+
+class RunLogHandler(logging.FileHandler):
+    """run.log: time, level, module and line. A full disk is told once and does not stop the training."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(module)s:%(lineno)d %(message)s"))
+        self._failed = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, message = super().format(record), record.getMessage()
+        return text.replace(message, f"\n{message}", 1) if "\n" in message else text
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._failed:
+            self._failed = True
+            _LOGGER.warning("%s can no longer be written; the training goes on", self.baseFilename)
+
+
+def start_terminal(level: str) -> Console:
+    """Show the logger's messages on the terminal from `level` on; other libraries' warnings too."""
+    console = Console(soft_wrap=False, highlight=False)
+    stop_logging()
+    _LOGGER.setLevel(level.upper())
+    _LOGGER.propagate = False
+    _LOGGER.addHandler(TerminalHandler(console))
+    return console
+
+
+def start_run_log(path: Path) -> None:
+    """Write the logger's messages to a file as well."""
+    _LOGGER.addHandler(RunLogHandler(path))
+
+
+def stop_logging() -> None:
+    """Close all handlers."""
+    for handler in list(_LOGGER.handlers):
+        _LOGGER.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,269 @@
+"""A run from its first line to its last: restore, log, save, stop. What is decided here, all ranks decide alike."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyexp.checkpoint import FORMAT, decode, weights_to_use
+from tinyexp.clock import Clock, Span
+from tinyexp.config import Config
+from tinyexp.console import Progress, closing_box, epoch_header, epoch_row
+from tinyexp.data.loader import Batch, Data
+from tinyexp.dist import Dist
+from tinyexp.engine import TrainState
+from tinyexp.errors import Interrupted, TinyexpError, exit_code
+from tinyexp.log import FILE_ONLY, drawn, plain_text
+from tinyexp.metrics import NonFiniteStepError, Scores, Sums
+from tinyexp.monitor import is_better, patience_spent
+from tinyexp.rundir import RunDirectory, silent
+from tinyexp.signals import SignalWatch
+
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """One process's part in a run; rank 0's directory does the writing, the others' does nothing."""
+
+    def __init__(self, config: Config, dist: Dist, directory: RunDirectory) -> None:
+        self._config, self._dist, self._directory = config, dist, directory
+        self._signals = SignalWatch(self._leave)
+        self._seconds_before = 0.0  # of the processes that came before this one
+        self._summary: dict[str, Any] = {}
+        self._line: dict[str, Any] = {}  # the last row of phase train
+        self.clock = Clock("start")
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: Config, dist: Dist) -> Iterator[Run]:
+        """The run's directory, locked for as long as the run lasts; summary.json tells how it ended.
+
+        Raises:
+            ConfigError: the directory is there already, or in use.
+        """
+        own = RunDirectory(config) if dist.rank == 0 else None
+        path = os.fsdecode(dist.broadcast_bytes(os.fsencode(own.path) if own else b""))
+        run = cls(config, dist, own or silent(Path(path)))
+        try:
+            run._summarize("running")
+            yield run
+            run._summarize("finished", 0)
+        except BaseException as error:
+            run._fail(error)
+            raise
+        finally:
+            run._directory.close()
+            run._signals.close()
+
+    def restore(self, state: TrainState, data: Data) -> None:
+        """Go on where a checkpoint was, to the bit; or begin, from init_from's weights where they are given.
+
+        Raises:
+            ConfigError: the data, or the network of init_from, is another.
+            IntegrityError: the checkpoint is damaged.
+        """
+        lines = 0
+        if content := self._dist.broadcast_bytes(self._directory.read_resumed() or b""):
+            checkpoint = decode(content, f"the checkpoint of {self._directory.path}")
+            data.check_same(checkpoint["data"])
+            state.load_state_dict(checkpoint["state"])
+            lines, self._seconds_before = checkpoint["state"]["lines"], checkpoint["state"]["seconds"]
+            _log.info("resumed at step %d (epoch %d)", state.step, state.epoch + 1)
+        elif content := self._dist.broadcast_bytes(self._directory.read_initial() or b""):
+            origin = f"init_from={self._config.init_from}"
+            state.network.load(weights_to_use(decode(content, origin)), origin)
+            if state.ema:
+                state.ema.restart()
+            _log.info("weights taken from %s", self._config.init_from)
+        self._directory.start_records(lines, state.step)
+        self._introduce(state, data)
+
+    def _introduce(self, state: TrainState, data: Data) -> None:
+        self._data, self._num_classes = data, len(data.classes)
+        self._summary |= {"best": state.best, "epochs": state.epoch, "steps": state.step}
+        self._summary["parameters"] = parameters = sum(p.numel() for p in state.network.model.parameters())
+        self._directory.check_space(3 * 4 * parameters)
+        _log.info(data.summary())
+        _log.info("%s, %s parameters, %s", state.network.summary(), f"{parameters:,}", self._dist.summary())
+        header = epoch_header()
+        _log.info("%s", header.plain, extra=drawn(header))
+        self._began = self._saved = self.clock.total()
+        self._first_step = state.step
+        self._line_span = Span(self.clock, state.scores.line.count)
+        self._epoch_span = Span(self.clock, state.scores.epoch.count)
+
+    def over(self, state: TrainState) -> bool:
+        """Is there nothing left to train?"""
+        patience = self._config.train.early_stop.patience
+        stopped = patience is not None and state.stale >= patience and state.step_in_epoch == 0
+        return stopped or state.epoch >= self._config.train.epochs
+
+    def after_step(self, state: TrainState) -> None:
+        """A line each log.every steps; a save when it is due; an end when a signal or max_time asks for it.
+
+        Raises:
+            Interrupted: saved, and time to go.
+            NonFiniteError: a loss or gradient was inf or nan; nothing of it was saved.
+        """
+        meet = state.step % self._config.log.every == 0
+        if meet:
+            self._write_line(state)
+        if meet or self._dist.world == 1:  # several ranks agree where they meet anyway
+            self._answer(state)
+        if self._directory.due():
+            self._show("train", state, state.step_in_epoch, self._data.steps_per_epoch)
+
+    def watch(self, state: TrainState, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """val's batches, shown as they pass.
+
+        A process that is alone answers a signal between two of them: the epoch's val is then begun again on resume.
+
+        Raises:
+            Interrupted, NonFiniteError: as after_step.
+        """
+        self._flush(state)
+        self._trained = self._epoch_span.fields(state.scores.epoch.count)
+        self._val_span = Span(self.clock)
+        for done, batch in enumerate(self.clock.waiting(batches, "val"), start=1):
+            yield batch
+            if self._signals.received and self._dist.world == 1:
+                self._interrupt(state, self._signals.received)
+            if self._directory.due():
+                self._show("val", state, done, self._data.val_batches)
+
+    def after_epoch(self, state: TrainState, scores: Scores) -> None:
+        """Two rows, last.pt, best.pt where it is better, and on to the next epoch.
+
+        Raises:
+            Interrupted: as after_step.
+        """
+        config = self._config
+        assert scores.count == self._data.num_scored, f"val scored {scores.count} of {self._data.num_scored} samples"
+        place = {"epoch": state.epoch + 1, "step": state.step}
+        trained = state.scores.epoch.scores(self._num_classes).row()
+        train_row = {"phase": "train_epoch"} | place | trained | {"lr": state.lr} | self._trained
+        val_row = {"phase": "val"} | place | scores.row() | self._val_span.fields(scores.count)
+        if better := is_better(scores, state.best, config.ckpt.monitor):
+            state.best = place | scores.row()
+        state.mark, state.stale = patience_spent(
+            scores, state.mark, state.stale, config.ckpt.monitor, config.train.early_stop
+        )
+        state.schedule.after_epoch(scores.top1 if config.ckpt.monitor == "val/top1" else scores.loss)
+        state.end_epoch()
+        self._directory.row(train_row)
+        self._directory.row(val_row)
+        drawing = epoch_row(train_row, val_row, config.train.epochs, better)
+        _log.info("%s", drawing.plain, extra=drawn(drawing))
+        self._save(state, *(["last", f"epoch-{state.epoch:04}"] if config.ckpt.keep else ["last"]), best=better)
+        self._summary |= {"best": state.best, "last": val_row, "epochs": state.epoch, "steps": state.step}
+        self._summarize("running")
+        self._epoch_span = Span(self.clock)
+        if not self.over(state):
+            self._answer(state)
+
+    def finish(self, state: TrainState) -> None:
+        """All on the disk, and the last words."""
+        best = state.best
+        assert best is not None, "a run has at least one epoch"
+        if state.epoch < self._config.train.epochs:
+            _log.info("stopped early: no better %s in %d epochs", self._config.ckpt.monitor, state.stale)
+        with self.clock.within("save"):
+            self._directory.finish(best)
+        self.clock.switch("end")
+        panel = closing_box(f"{state.epoch} epochs, {state.step:,} steps", self.clock.seconds)
+        _log.info("%s", plain_text(panel), extra=drawn(panel))
+        _log.info("best val top1 %.4f (epoch %d) in %s", best["top1"], best["epoch"], self._directory.path)
+
+    def _write_line(self, state: TrainState) -> None:
+        self._flush(state)
+        scores = state.scores.line.scores(self._num_classes)
+        place = {"phase": "train", "epoch": state.epoch + 1, "step": state.step}
+        self._line = place | scores.row() | {"lr": state.lr} | self._line_span.fields(scores.count)
+        self._directory.row(self._line)
+        state.scores.line = Sums()
+        self._line_span = Span(self.clock)
+
+    def _answer(self, state: TrainState) -> None:
+        """All ranks learn whether any of them wants an end or a save."""
+        max_time, minutes = self._config.train.max_time, self._config.ckpt.every_minutes
+        now = self.clock.total()
+        out_of_time = max_time is not None and now >= max_time
+        save_due = minutes is not None and now - self._saved >= 60 * minutes
+        wishes = torch.tensor([self._signals.received is not None, out_of_time, save_due], dtype=torch.int32)
+        signalled, timed_out, save = (bool(wish) for wish in self._dist.sum(wishes))
+        if signalled or timed_out:
+            self._interrupt(
+                state, (self._signals.received or "a signal") if signalled else f"train.max_time={max_time:g} s"
+            )
+        elif save:
+            self._save(state, "last")
+
+    def _interrupt(self, state: TrainState, reason: str) -> None:
+        self._save(state, "last")
+        self._directory.wait()
+        raise Interrupted(f"interrupted by {reason} at step {state.step}, saved: resume={self._directory.path} goes on")
+
+    def _flush(self, state: TrainState) -> None:
+        """Bring the scores up to date; a step that was not finite is told with its samples."""
+        try:
+            state.scores.flush(self._dist, state.step)
+        except NonFiniteStepError as error:
+            step = state.step_in_epoch - (state.step - error.step) - 1
+            _log.error("samples of step %d: %s", error.step, self._data.sample_ids(state.epoch, step))
+            raise
+
+    def _save(self, state: TrainState, *names: str, best: bool = False) -> None:
+        with self.clock.within("save"):
+            self._flush(state)
+            about = {"format": FORMAT, "config": self._config.plain, "data": self._data.describe()}
+            seconds = {"seconds": self._seconds_before + self.clock.total()}
+            self._directory.save(about | {"state": state.state_dict() | seconds}, *names)
+            if best:
+                self._directory.save(about | {"state": state.weights() | seconds}, "best")
+        self._saved = self.clock.total()
+
+    def _show(self, phase: str, state: TrainState, done: int, total: int) -> None:
+        steps, row = state.step - self._first_step, self._line
+        to_do = self._config.train.epochs * self._data.steps_per_epoch - state.step
+        left = (self.clock.total() - self._began) / steps * to_do if steps else None
+        self._directory.show(
+            Progress(
+                phase=phase,
+                epoch=state.epoch + 1,
+                epochs=self._config.train.epochs,
+                done=done,
+                total=total,
+                left=left,
+                row=row,
+            )
+        )
+
+    def _summarize(self, status: str, code: int | None = None, error: str | None = None) -> None:
+        self._summary |= {"status": status, "exit_code": code, "error": error}
+        self._directory.summary(self._summary | {"seconds": round(self._seconds_before + self.clock.total(), 3)})
+
+    def _fail(self, error: BaseException) -> None:
+        """Say in the run's own files how it ended; the door tells the terminal."""
+        self._directory.restore_terminal()
+        told = isinstance(error, TinyexpError)
+        _log.error("%s", error or type(error).__name__, exc_info=None if told else error, extra=FILE_ONLY)
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        self._summarize(status, exit_code(error), str(error) or type(error).__name__)
+
+    def _leave(self, reason: str) -> None:
+        """At once, from the signals' thread, since the main one may be blocked: what stands on the disk is whole."""
+        saved = (self._directory.path / "checkpoints" / "last.pt").exists()
+        code = Interrupted.exit_code if saved else 1
+        try:
+            self._directory.restore_terminal()
+            sys.stderr.write(f"left at once: {reason}\n")
+            self._summarize("interrupted" if saved else "failed", code, f"left at once: {reason}")
+        finally:
+            os._exit(code)

@@ -1,0 +1,187 @@
+"""A run's directory: made or taken over, locked, and written to by one process, rank 0's. Other ranks have its twin."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any, cast
+
+from tinyexp.checkpoint import Checkpointer, find, read_checked, read_latest
+from tinyexp.config import Config
+from tinyexp.console import Display, Progress, config_tree
+from tinyexp.environment import code_patch, describe_environment
+from tinyexp.errors import ConfigError
+from tinyexp.files import sweep, write_json, write_text
+from tinyexp.lock import DirectoryLock
+from tinyexp.log import drawn, plain_text, start_run_log, start_terminal, stop_logging
+from tinyexp.record import Recorder
+
+_log = logging.getLogger(__name__)
+
+
+class RunDirectory:
+    """Everything about a run on disk and on the terminal, for the one process that writes."""
+
+    def __init__(self, config: Config) -> None:
+        """Make the directory, or take it over to resume.
+
+        Raises:
+            ConfigError: it is there and resume was not asked for; or another run is writing to it.
+        """
+        self._config = config
+        console = start_terminal(config.log.level)
+        self.path, self._existed = _make(config)
+        self._lock = DirectoryLock(self.path)
+        self._lock.take()
+        sweep(self.path)
+        start_run_log(self.path / "run.log")
+        self.checkpoints = self.path / "checkpoints"
+        self._checkpointer = Checkpointer(self.checkpoints, config.ckpt.keep)
+        self._display = Display(console)
+        self._recorder: Recorder | None = None
+        self._describe()
+
+    def _describe(self) -> None:
+        environment = describe_environment()
+        write_text(self.path / "config.yaml", self._config.text)
+        name = "env.json" if not (self.path / "env.json").exists() else f"env-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        write_json(self.path / name, environment)
+        if environment["git"]["dirty"] and (patch := code_patch()):
+            write_text(self.path / "code.patch", patch + "\n")
+        own = {key: value for key, value in self._config.plain.items() if value not in (None, [])}
+        tree = config_tree(str(self.path), own)
+        _log.info("%s", plain_text(tree), extra=drawn(tree))
+
+    def read_resumed(self) -> bytes | None:
+        """The checked bytes of the checkpoint to go on from; None where a run begins.
+
+        Raises:
+            IntegrityError: what the user named is damaged (nothing else is taken for it), or all that is there.
+        """
+        resume = self._config.resume
+        if resume is None:
+            return None
+        if resume.endswith(".pt"):
+            return read_checked(Path(resume))
+        found = read_latest(self.checkpoints)
+        if found is None:
+            _log.info("%s has no checkpoint yet: the run begins", self.path)
+            return None
+        return found[0]
+
+    def read_initial(self) -> bytes | None:
+        """The checked bytes of init_from's checkpoint, a run's best by default."""
+        path = self._config.init_from
+        return None if path is None else read_checked(find(path, "best"))
+
+    def start_records(self, lines: int, step: int) -> None:
+        """Go on with the metrics after their first `lines` lines and step `step`."""
+        before = step if self._existed else None
+        self._recorder = Recorder(self.path, self._config.log.tensorboard, lines=lines, step=before)
+
+    @property
+    def recorder(self) -> Recorder:
+        assert self._recorder is not None, "start_records comes first"
+        return self._recorder
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.recorder.row(row)
+
+    def save(self, content: dict[str, Any], *names: str) -> None:
+        """Raises as Checkpointer.save."""
+        self.recorder.sync()
+        content = {**content, "state": {**content["state"], "lines": self.recorder.lines}}
+        self._checkpointer.save(content, *names)
+
+    def wait(self) -> None:
+        """Until all checkpoints are on the disk."""
+        self._checkpointer.wait()
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        if self._recorder:
+            self._recorder.summary(summary)
+        else:
+            write_json(self.path / "summary.json", summary)
+
+    def due(self) -> bool:
+        return self._display.due()
+
+    def show(self, progress: Progress) -> None:
+        self._display.show(progress)
+
+    def check_space(self, needed: int) -> None:
+        """Say now what would else be said at the first save."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            _log.warning("%s has %d MB left; the checkpoints may need %d MB", self.path, free >> 20, needed >> 20)
+
+    def finish(self, best: dict[str, Any]) -> None:
+        """All checkpoints on the disk, the scores beside the config, the live line ended."""
+        self._checkpointer.wait()
+        self.recorder.hparams(self._config.plain, best)
+        self._display.close()
+
+    def restore_terminal(self) -> None:
+        """End the live line from any thread, so that messages and the prompt come after it."""
+        self._display.close()
+
+    def close(self) -> None:
+        """Leave everything whole: the live line ended, checkpoints on the disk, files closed, the lock free."""
+        self._display.close()
+        self._checkpointer.close()
+        if self._recorder:
+            self._recorder.close()
+        stop_logging()
+        self._lock.release()
+
+
+class _Silent:
+    """The twin: every method is there and does nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def silent(path: Path) -> RunDirectory:
+    """The do-nothing twin, for ranks other than 0."""
+    return cast(RunDirectory, _Silent(path))
+
+
+def _make(config: Config) -> tuple[Path, bool]:
+    """The run's directory, and whether it was there before."""
+    path = Path(config.run.dir) if config.run.dir else None
+    if path is None and config.resume == "auto":
+        raise ConfigError(
+            "resume=auto needs run.dir=DIR: the directory in which to go on, or to begin where it is not there"
+        )
+    try:
+        if path is None:
+            return _make_unique(Path(config.run.root), str(config.run.name)), False
+        existed = path.exists()
+        if existed and config.resume is None:
+            raise ConfigError(
+                f"run.dir={path} is there already: give resume={path} to go on with it, or another directory"
+            )
+        path.mkdir(parents=True, exist_ok=config.resume is not None)
+        return path, existed
+    except OSError as error:
+        raise ConfigError(f"{path or config.run.root} cannot be a run's directory: {error.strerror}") from error
+
+
+def _make_unique(root: Path, name: str) -> Path:
+    """root/DATE_TIME_name_ID: sorted by time, and one of its own for each of fifty runs of one second."""
+    while True:
+        path = root / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}_{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not root.is_dir():
+                raise
+        else:
+            return path

@@ -1,0 +1,69 @@
+"""SIGTERM, SIGINT and SIGUSR1: the first asks for a checkpoint and an end, the second ends at once.
+
+A Python signal handler does not run while the main thread is blocked in a collective or a long operation; the system's
+own byte in a pipe and a thread that waits for it do.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+DEADLINE = 20.0  # seconds from the first signal to a saved checkpoint; torchrun kills after 30
+
+
+class SignalWatch:
+    """`received` names the first signal. `leave` is called, in another thread, at the second one or past the deadline.
+
+    Made in the main thread; `close` brings back what was there before.
+    """
+
+    def __init__(self, leave: Callable[[str], None], deadline: float = DEADLINE) -> None:
+        self.received: str | None = None
+        self._leave = leave
+        self._deadline = deadline
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._previous = {number: signal.signal(number, _take) for number in SIGNALS}
+        self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._wakeup)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        os.write(self._writer, b"\0")
+        self._thread.join()
+        os.close(self._reader)
+        os.close(self._writer)
+
+    def _watch(self) -> None:
+        wanted = {int(number) for number in SIGNALS}
+        latest = math.inf
+        while True:
+            left = None if latest == math.inf else max(0.0, latest - time.monotonic())
+            ready, _, _ = select.select([self._reader], [], [], left)
+            if not ready:
+                self._leave(f"{self.received}: no checkpoint within {self._deadline:.0f} s")
+                return
+            for number in os.read(self._reader, 64):
+                if number == 0:
+                    return
+                if number in wanted and self.received:
+                    self._leave(f"{signal.Signals(number).name} after {self.received}")
+                    return
+                if number in wanted:
+                    self.received = signal.Signals(number).name
+                    latest = time.monotonic() + self._deadline
+
+
+def _take(number: int, frame: FrameType | None) -> None:
+    """Instead of the signal's default, which would end the process; the watching thread does the rest."""

@@ -1,0 +1,49 @@
+"""eval RUN|CHECKPOINT [overrides]: score a checkpoint again on its val split; equals what its run logged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tinyexp.checkpoint import find, load, weights_to_use
+from tinyexp.compose import recompose
+from tinyexp.data.loader import load_data
+from tinyexp.dist import process_group
+from tinyexp.engine import Network, evaluate
+from tinyexp.errors import ConfigError
+from tinyexp.metrics import Scores
+
+USAGE = "eval RUN|CHECKPOINT [overrides]"
+
+
+def main(paths: list[str], overrides: list[str]) -> None:
+    """Print the scores of a run's best.pt, or of the checkpoint given.
+
+    Raises:
+        ConfigError: no such checkpoint, or overrides that do not fit it.
+        IntegrityError: the checkpoint is damaged.
+    """
+    path = find(paths[0], "best")
+    scores = score(load(path), str(path), overrides)
+    top5 = "" if scores.top5 is None else f" top5 {scores.top5:.4f}"
+    print(f"val loss {scores.loss:.4f} top1 {scores.top1:.4f}{top5} ({scores.count} images)")  # noqa: T201
+
+
+def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scores:
+    """A checkpoint's scores under its own config with overrides; images are normalised as its network learned them.
+
+    Raises:
+        ConfigError: overrides that do not fit, or a data set of other classes.
+    """
+    config = recompose(checkpoint["config"], overrides)
+    known = checkpoint["data"]
+    loader = replace(config.loader, mean=tuple(known["mean"]), std=tuple(known["std"]))
+    with process_group(config.hw) as dist:
+        data = load_data(replace(config, loader=loader), dist)
+        if list(data.classes) != known["classes"]:
+            raise ConfigError(
+                f"{origin} knows the classes {known['classes']}, and the data set has {list(data.classes)}"
+            )
+        network = Network.build(config, data, dist)
+        network.load(weights_to_use(checkpoint), origin)
+        return evaluate(network, data.val(), len(data.classes), dist)

@@ -1,0 +1,24 @@
+"""Train one run, from its config to its last line. With engine.py, this is the whole story."""
+
+from __future__ import annotations
+
+from tinyexp.config import Config
+from tinyexp.data.loader import load_data
+from tinyexp.dist import process_group
+from tinyexp.engine import TrainState, evaluate, train_epoch
+from tinyexp.run import Run
+
+
+def train(config: Config) -> None:
+    """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
+    with process_group(config.hw) as dist, Run.open(config, dist) as run:
+        data = load_data(config, dist)
+        state = TrainState.build(config, data, dist)
+        run.restore(state, data)
+        while not run.over(state):
+            steps = run.clock.waiting(data.train(state.epoch, start=state.step_in_epoch), "train")
+            for _ in train_epoch(state, steps, config.train, dist):
+                run.after_step(state)
+            scores = evaluate(state.eval_network, run.watch(state, data.val()), len(data.classes), dist)
+            run.after_epoch(state, scores)
+        run.finish(state)
