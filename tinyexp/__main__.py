@@ -61,7 +61,7 @@ def _run(words: list[str]) -> None:
         return
     names = [module.name for module in pkgutil.iter_modules(verbs.__path__)]
     verb = words.pop(0) if words and words[0] in names else "train"
-    paths = [word for word in words if "=" not in word and word[0] not in "~+-"]
+    paths = [word for word in words if "=" not in word and word[:1] not in "~+-"]
     overrides = [word for word in words if word not in paths]
     if unknown := [word for word in overrides if word.startswith("-")]:
         raise ConfigError(f"{unknown[0]} is no option{did_you_mean(unknown[0], ('--help', '--version'))}")

@@ -34,7 +34,7 @@ class Checkpointer:
         self._pending: Future[None] | None = None
 
     def save(self, content: dict[str, Any], *names: str) -> None:
-        """Write `content` as each of `names` (last, best, epoch-0001); last becomes prev first.
+        """Write `content` as each of `names` (best, epoch-0001, last), in this order; last becomes prev first.
 
         What is written is what `content` holds now, whatever training does next. Errors of the writing itself are
         raised by the next `save` or by `wait`.
@@ -63,9 +63,9 @@ class Checkpointer:
             previous = self._folder / "prev.pt" if name == "last" else None
             with written_aside(self._folder / f"{name}.pt", previous) as file:
                 file.write(buffer.getbuffer())
-        if self._keep:
-            for old in sorted(self._folder.glob("epoch-*.pt"))[: -self._keep]:
-                old.unlink()
+            if name.startswith("epoch-"):
+                for old in sorted(self._folder.glob("epoch-*.pt"))[: -self._keep]:
+                    old.unlink(missing_ok=True)
 
 
 def check_finite(state: dict[str, Any]) -> None:
@@ -150,13 +150,13 @@ def read_latest(folder: Path) -> tuple[bytes, Path] | None:
         IntegrityError: all that is there is damaged.
     """
     there = [path for path in (folder / "last.pt", folder / "prev.pt") if path.is_file()]
-    for path, other in zip(there, [*there[1:], None], strict=True):
+    for position, path in enumerate(there, start=1):
         try:
             return read_checked(path), path
         except IntegrityError as error:
-            if other is None:
+            if position == len(there):
                 raise
-            _log.warning("%s; going on from %s, the one before", error, other)
+            _log.warning("%s; going on from %s, the one before", error, there[position])
     return None
 
 

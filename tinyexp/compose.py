@@ -60,25 +60,33 @@ def compose(overrides: Sequence[str]) -> Config:
 def recompose(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     """The Config of a config read back, with a command line's overrides on top.
 
-    A class that only the stored config names is marked as not trusted. Keys of ours that the stored config has not
-    (it may come from an older version) take conf/'s values.
+    A class that only the stored config names is marked as not trusted, whatever the stored config's own `trust` says.
+    Keys of ours that the stored config has not (it may come from an older version) take conf/'s values.
 
     Raises:
         ConfigError: as compose, or an interpolation in the stored config: what is read back is values alone.
     """
     for key, value in flatten(stored).items():
-        if isinstance(value, str) and "${" in value:
+        if "${" in str(value):  # a list is a value here, with the texts in it
             raise ConfigError(
                 f"{key}={value!r} in a config that is read back: it may hold values only, no interpolation"
             )
+    if missing := [key for key in (*SLOTS, "train") if key not in stored]:
+        raise ConfigError(f"{missing[0]} is missing in a config that is read back: it is not whole")
     defaults = _compose_plain([])
-    own = {group: OmegaConf.merge(defaults[group], stored.get(group, {})) for group in _OWN}
-    config = OmegaConf.create({**{key: defaults[key] for key in _TOP}, **stored, **own})
+    own = {group: OmegaConf.merge(defaults[group], _mapping(stored.get(group, {}), group)) for group in _OWN}
+    loader = read(CONF / "dataset" / "_loader.yaml")
+    dataset = {**loader, **_mapping(stored["dataset"], "dataset")}
+    filled = {**{key: defaults[key] for key in _TOP}, **stored, **own, "dataset": dataset}
+    config = OmegaConf.create({**filled, "trust": []})
     trusted = set()
     for override in _parse(overrides):
         group = override.key_or_group.split(".")[0]
         trusted |= {group} if override.key_or_group in (group, f"{group}._target_") else set()
-        _apply(config, override)
+        try:
+            _apply(config, override)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{override.input_line}: {_first_line(error)}") from error
     return _typed(_plain(config), trusted=frozenset(trusted))
 
 
@@ -98,7 +106,7 @@ def compose_run(overrides: Sequence[str]) -> Config:
     else:
         directory = _run_directory(str(resume))
         config = recompose(read(directory / "config.yaml"), [*overrides, f"run.dir='{directory}'"])
-    if changed := changed_keys(read(directory / "config.yaml"), config.plain):
+    if changed := changed_keys(recompose(read(directory / "config.yaml"), []).plain, config.plain):
         raise ConfigError(
             f"a resumed run keeps its config, but {', '.join(changed)} would change from {directory}/config.yaml: "
             "to begin a new run from its weights, use init_from"
@@ -154,23 +162,28 @@ def _compose_plain(overrides: Sequence[str]) -> dict[str, Any]:
         assert isinstance(choices, dict)
         OmegaConf.set_struct(config, False)
         del config["hydra"]
-        if config.run.name is None:
-            config.run.name = choices.get("experiment") or f"{choices['dataset']}-{choices['model']}"
+        if isinstance(run := config.get("run"), DictConfig) and run.get("name") is None:
+            run.name = choices.get("experiment") or f"{choices.get('dataset')}-{choices.get('model')}"
         return _plain(config)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: of a group's choice null
         raise ConfigError(_explain(error, overrides)) from error
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        return list(OverridesParser.create().parse_overrides(list(overrides)))
-    except HydraException as error:
-        raise ConfigError(_first_line(error)) from error
+    parsed: list[Override] = []
+    for word in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([word])
+        except HydraException as error:
+            raise ConfigError(f"{word!r} is no override such as train.epochs=3: {_first_line(error)}") from error
+    return parsed
 
 
 def _apply(config: DictConfig, override: Override) -> None:
     """One override on top of a stored config: a group's choice, a value, or a deletion."""
     key = override.key_or_group
+    if override.is_sweep_override():
+        raise ConfigError(f"{override.input_line} gives several values, and one is needed")
     if key == "experiment":
         raise ConfigError("experiment= makes a whole config, and this one is read back: give single keys instead")
     if key in GROUPS and not override.is_delete():
@@ -202,6 +215,8 @@ def _typed(plain: dict[str, Any], trusted: frozenset[str]) -> Config:
     for key in plain:
         if key not in _TOP:
             raise ConfigError(f"{key} is no key{did_you_mean(key, _TOP)}")
+    if missing := [key for key in _TOP if key not in plain]:
+        raise ConfigError(f"{missing[0]} is missing")
     components: dict[str, Any] = {slot: _component(slot, plain.get(slot), slot in trusted) for slot in SLOTS}
     source = components["dataset"].arguments
     loader = {key: source.pop(key) for key in _LOADER_KEYS if key in source}
@@ -233,7 +248,7 @@ def _mapping(values: Any, key: str) -> dict[str, Any]:
 def _component(slot: str, values: Any, trusted: bool) -> Component:
     arguments = {str(key): value for key, value in _mapping(values, slot).items()}
     target = arguments.pop("_target_", None)
-    if not isinstance(target, str):
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{slot}._target_ must be the dotted name of a class or function, got {target!r}")
     return Component(slot=slot, target=target, arguments=arguments, trusted=trusted)
 
@@ -243,13 +258,15 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     text = str(error)
     if match := re.match(r"Could not override '([^']+)'", text):
         key = match.group(1)
-        groups = [f"{name}={line.split('=', 1)[1]}" for line in overrides if (name := line.split("=", 1)[0]) in GROUPS]
-        keys = flatten(_compose_plain(groups)) if list(overrides) != groups else {}
+        others = [word for word in overrides if word.split("=", 1)[0] != key]
+        keys = flatten(_compose_plain(others)) if len(others) < len(overrides) else {}
         return f"{key} is no key{did_you_mean(key, [*keys, *GROUPS])}"
     if match := re.search(r"(?:Could not find|In '[^']*': Could not find) '([^']+)'", text):
         group, _, choice = match.group(1).rpartition("/")
         valid = choices().get(group, [])
         return f"{group}={choice} is no choice{did_you_mean(choice, valid)} (all: {', '.join(valid)})"
+    if type(error) is ValueError:  # Hydra's, for model=null
+        return f"{' '.join(overrides)}: {_first_line(error)}"
     return _first_line(error)
 
 

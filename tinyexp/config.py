@@ -170,11 +170,6 @@ class Config:
     plain: dict[str, Any]
     text: str
 
-    def __post_init__(self) -> None:
-        _require(
-            self.resume is None or self.init_from is None, "init_from", "null when resume is given", self.init_from
-        )
-
 
 SLOTS = ("dataset", "model", "optim", "scheduler")
 CHANGEABLE = (
@@ -251,7 +246,7 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """The full names of keys whose values differ and that a resumed run may not change."""
     old, new = flatten(before), flatten(now)
     differ = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]
-    own = ("run.", "resume", "init_from", "trust")
+    own = ("run.", "resume", "trust")
     return [
         key
         for key in differ

@@ -24,7 +24,6 @@ class Traits:
     channels_last: bool
     pin_memory: bool
     score_dtype: torch.dtype  # of sums on the device; float64 does not exist on MPS
-    fused_optimizer: bool
 
 
 def available_devices() -> tuple[str, ...]:
@@ -83,7 +82,6 @@ def traits(device: torch.device, precision: str, image_pixels: int, bf16: bool) 
         or (device.type == "cpu" and image_pixels >= _FAST_BF16_PIXELS),  # can be silently wrong on MPS
         pin_memory=cuda,
         score_dtype=torch.float32 if mps else torch.float64,
-        fused_optimizer=True,
     )
 
 

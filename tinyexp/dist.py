@@ -59,14 +59,15 @@ class Group(Dist):
     def broadcast_bytes(self, data: bytes) -> bytes:
         size = self._on_wire(torch.tensor([len(data)]))
         torch_dist.broadcast(size, src=0)
-        source = (
+        if not int(size):
+            return b""
+        mine = (
             torch.frombuffer(bytearray(data), dtype=torch.uint8)
             if self.rank == 0
             else torch.empty(int(size), dtype=torch.uint8)
         )
-        content = self._on_wire(source)
-        if int(size):
-            torch_dist.broadcast(content, src=0)
+        content = self._on_wire(mine)
+        torch_dist.broadcast(content, src=0)
         return content.cpu().numpy().tobytes()
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:

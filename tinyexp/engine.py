@@ -87,6 +87,7 @@ class TrainState:
     step_in_epoch: int = 0
     scores: RunningScores = field(default_factory=RunningScores)
     best: dict[str, Any] | None = None  # the scores of best.pt's epoch
+    last: dict[str, Any] | None = None  # and of the latest
     stale: int = 0  # epochs since ckpt.monitor was last better by early_stop.min_delta
     mark: float | None = None  # what it was then
     lr: float = 0.0  # learning rate of the last step
@@ -173,7 +174,7 @@ class TrainState:
             raise IntegrityError(f"the checkpoint does not fit this run: {error}") from error
 
 
-_PLAIN = ("epoch", "step", "step_in_epoch", "best", "stale", "mark", "lr")
+_PLAIN = ("epoch", "step", "step_in_epoch", "best", "last", "stale", "mark", "lr")
 
 
 def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainConfig, dist: Dist) -> Iterator[None]:

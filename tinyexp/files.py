@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def written_aside(path: Path, previous: Path | None = None) -> Iterator[BinaryIO
         ResourceError: the disk or the quota is full.
         TinyexpError: another refusal of the system, by its words.
     """
-    aside = path.with_name(f".{path.name}{_MARK}{os.getpid()}")
+    aside = path.with_name(f".{path.name}{_MARK}{os.getpid()}-{threading.get_ident()}")  # each writer has its own
     try:
         with aside.open("wb") as file:
             yield file

@@ -54,7 +54,7 @@ class Recorder:
             key: value if isinstance(value, (bool, int, float)) else str(value)
             for key, value in flatten(config).items()
         }
-        summaries = hparams(flat, {f"val/{name}": best[name] for name in ("top1", "loss")})
+        summaries = hparams(flat, {f"best/{name}": best[name] for name in ("top1", "loss")})
         writer = self._events._get_file_writer()  # SummaryWriter.add_hparams would make a second run of it
 
         def write() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from tinyexp.monitor import is_better, patience_spent
 from tinyexp.rundir import RunDirectory, silent
 from tinyexp.signals import SignalWatch
 
+_LAST_WORDS = 2.0  # seconds for what a process has to say that leaves at once
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +89,7 @@ class Run:
 
     def _introduce(self, state: TrainState, data: Data) -> None:
         self._data, self._num_classes = data, len(data.classes)
-        self._summary |= {"best": state.best, "epochs": state.epoch, "steps": state.step}
+        self._count(state)
         self._summary["parameters"] = parameters = sum(p.numel() for p in state.network.model.parameters())
         self._directory.check_space(3 * 4 * parameters)
         _log.info(data.summary())
@@ -150,19 +152,20 @@ class Run:
         trained = state.scores.epoch.scores(self._num_classes).row()
         train_row = {"phase": "train_epoch"} | place | trained | {"lr": state.lr} | self._trained
         val_row = {"phase": "val"} | place | scores.row() | self._val_span.fields(scores.count)
+        state.last = place | scores.row()
         if better := is_better(scores, state.best, config.ckpt.monitor):
-            state.best = place | scores.row()
+            state.best = state.last
         state.mark, state.stale = patience_spent(
             scores, state.mark, state.stale, config.ckpt.monitor, config.train.early_stop
         )
-        state.schedule.after_epoch(scores.top1 if config.ckpt.monitor == "val/top1" else scores.loss)
+        state.schedule.after_epoch(scores.loss, scores.top1)
         state.end_epoch()
         self._directory.row(train_row)
         self._directory.row(val_row)
         drawing = epoch_row(train_row, val_row, config.train.epochs, better)
         _log.info("%s", drawing.plain, extra=drawn(drawing))
-        self._save(state, *(["last", f"epoch-{state.epoch:04}"] if config.ckpt.keep else ["last"]), best=better)
-        self._summary |= {"best": state.best, "last": val_row, "epochs": state.epoch, "steps": state.step}
+        self._save(state, *([f"epoch-{state.epoch:04}", "last"] if config.ckpt.keep else ["last"]), best=better)
+        self._count(state)
         self._summarize("running")
         self._epoch_span = Span(self.clock)
         if not self.over(state):
@@ -224,9 +227,9 @@ class Run:
             self._flush(state)
             about = {"format": FORMAT, "config": self._config.plain, "data": self._data.describe()}
             seconds = {"seconds": self._seconds_before + self.clock.total()}
-            self._directory.save(about | {"state": state.state_dict() | seconds}, *names)
-            if best:
+            if best:  # before last.pt, which says that it is there
                 self._directory.save(about | {"state": state.weights() | seconds}, "best")
+            self._directory.save(about | {"state": state.state_dict() | seconds}, *names)
         self._saved = self.clock.total()
 
     def _show(self, phase: str, state: TrainState, done: int, total: int) -> None:
@@ -245,6 +248,9 @@ class Run:
             )
         )
 
+    def _count(self, state: TrainState) -> None:
+        self._summary |= {"best": state.best, "last": state.last, "epochs": state.epoch, "steps": state.step}
+
     def _summarize(self, status: str, code: int | None = None, error: str | None = None) -> None:
         self._summary |= {"status": status, "exit_code": code, "error": error}
         self._directory.summary(self._summary | {"seconds": round(self._seconds_before + self.clock.total(), 3)})
@@ -259,8 +265,12 @@ class Run:
 
     def _leave(self, reason: str) -> None:
         """At once, from the signals' thread, since the main one may be blocked: what stands on the disk is whole."""
-        saved = (self._directory.path / "checkpoints" / "last.pt").exists()
+        checkpoints = self._directory.path / "checkpoints"
+        saved = any((checkpoints / name).exists() for name in ("last.pt", "prev.pt"))
         code = Interrupted.exit_code if saved else 1
+        in_any_case = threading.Timer(_LAST_WORDS, os._exit, [code])  # the terminal or the disk may be what hangs
+        in_any_case.daemon = True
+        in_any_case.start()
         try:
             self._directory.restore_terminal()
             sys.stderr.write(f"left at once: {reason}\n")

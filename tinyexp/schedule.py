@@ -18,6 +18,7 @@ from tinyexp.config import Component
 from tinyexp.errors import ConfigError
 from tinyexp.targets import build, check_arguments, resolve
 
+_OF_TOTAL = ("total_steps", "_schedule_phases")  # in OneCycleLR's state
 _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
 
 
@@ -78,10 +79,10 @@ class Schedule:
         if self._interval == "step":
             self._scheduler.step()
 
-    def after_epoch(self, monitored: float) -> None:
-        """`monitored`: val's value of ckpt.monitor, for ReduceLROnPlateau."""
+    def after_epoch(self, loss: float, top1: float) -> None:
+        """val's scores, for ReduceLROnPlateau: it waits for a lower loss, or under `mode: max` for a higher top1."""
         if isinstance(self._scheduler, ReduceLROnPlateau):
-            self._scheduler.step(monitored)
+            self._scheduler.step(top1 if self._scheduler.mode == "max" else loss)
         elif self._interval == "epoch":
             self._scheduler.step()
 
@@ -89,8 +90,8 @@ class Schedule:
         return dict(self._scheduler.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at the saved step. A function of ours is computed anew, since the total may have grown."""
-        self._scheduler.load_state_dict(state)
+        """Go on at the saved step. What follows from the total is computed anew, since it may have grown."""
+        self._scheduler.load_state_dict({key: value for key, value in state.items() if key not in _OF_TOTAL})
         if isinstance(self._scheduler, LambdaLR):
             scheduler = self._scheduler
             for group, base, factor in zip(
@@ -107,11 +108,16 @@ def build_schedule(
     Raises:
         ConfigError: no such scheduler, wrong arguments, or an `interval` that is neither step nor epoch.
     """
-    arguments = {key: _in_steps(value, steps_per_epoch) for key, value in component.arguments.items()}
     target = resolve(component, trust)
+    arguments = dict(component.arguments)
     interval = arguments.pop("interval", "epoch") if inspect.isclass(target) else "step"
     if interval not in ("step", "epoch"):
         raise ConfigError(f"scheduler.interval must be step or epoch, got {interval!r}")
+    if interval == "step" and target is ReduceLROnPlateau:
+        raise ConfigError("scheduler.interval must be epoch for ReduceLROnPlateau, which watches val's scores")
+    if interval == "epoch":  # what it counts are epochs
+        total, steps_per_epoch = total // steps_per_epoch, 1
+    arguments = {key: _in_steps(value, steps_per_epoch) for key, value in arguments.items()}
     spelled = Component(slot="scheduler", target=component.target, arguments=arguments, trusted=component.trusted)
     if inspect.isclass(target):
         return Schedule(build(spelled, trust, optimizer, total_steps=total), interval)

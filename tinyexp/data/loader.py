@@ -9,6 +9,7 @@ import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class Batch:
 
 
 class Data:
-    """A data set as a run sees it: what it is, and its batches."""
+    """A data set as a run sees it: what it is, and its batches. A context: at its end the loader processes are gone."""
 
     def __init__(self, source: Source, loader: LoaderConfig, train: TrainConfig, dist: Dist) -> None:
         channels = source.image_shape[0]
@@ -58,6 +59,17 @@ class Data:
         self._fetcher = _Fetcher(source, self._plan, train.seed, loader)
         self._keys = _Keys()
         self._loader = _worker_loader(self._fetcher, self._keys, loader, pin=dist.device.type == "cuda")
+
+    def __enter__(self) -> Data:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # DataLoader has no public end; left to the interpreter's, it comes after waiting five seconds for each process.
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def train(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step of an epoch, from step `start` on."""
@@ -229,7 +241,8 @@ def _worker_loader(fetcher: _Fetcher, keys: _Keys, loader: LoaderConfig, pin: bo
 
 
 def _begin_worker(worker: int) -> None:
-    """A signal to the whole group is for the parent to answer; a worker goes when the parent does."""
+    """A signal to the whole group is for the parent to answer, who still needs batches; a second SIGTERM counts."""
     signal.set_wakeup_fd(-1)  # inherited by fork: the parent would count the signal once more
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

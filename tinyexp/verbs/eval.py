@@ -38,8 +38,7 @@ def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scor
     config = recompose(checkpoint["config"], overrides)
     known = checkpoint["data"]
     loader = replace(config.loader, mean=tuple(known["mean"]), std=tuple(known["std"]))
-    with process_group(config.hw) as dist:
-        data = load_data(replace(config, loader=loader), dist)
+    with process_group(config.hw) as dist, load_data(replace(config, loader=loader), dist) as data:
         if list(data.classes) != known["classes"]:
             raise ConfigError(
                 f"{origin} knows the classes {known['classes']}, and the data set has {list(data.classes)}"

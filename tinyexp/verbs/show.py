@@ -31,9 +31,7 @@ def main(paths: list[str], overrides: list[str]) -> None:
         "classes": f"{len(checkpoint['data']['classes'])}: {', '.join(checkpoint['data']['classes'][:20])}"
     }
     groups = {f"group {i}": _group(group) for i, group in enumerate(state.get("optimizer", {}).get("param_groups", []))}
-    console.print(
-        config_tree(str(path), {"scores": scores, "data": data, **groups, **checkpoint["config"]}), soft_wrap=True
-    )
+    console.print(config_tree(str(path), {"scores": scores, "data": data, **groups, **checkpoint["config"]}))
     console.print(_tensors("network", state["model"]))
     if state.get("ema"):
         console.print("with averaged weights of the same names (ema)")

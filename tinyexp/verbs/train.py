@@ -11,8 +11,7 @@ from tinyexp.run import Run
 
 def train(config: Config) -> None:
     """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
-    with process_group(config.hw) as dist, Run.open(config, dist) as run:
-        data = load_data(config, dist)
+    with process_group(config.hw) as dist, Run.open(config, dist) as run, load_data(config, dist) as data:
         state = TrainState.build(config, data, dist)
         run.restore(state, data)
         while not run.over(state):
