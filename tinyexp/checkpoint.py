@@ -19,6 +19,11 @@ from tinyexp.errors import ConfigError, IntegrityError, NonFiniteError
 from tinyexp.files import sweep, written_aside
 
 FORMAT = 1
+_PARTS = {  # and what each must have, whatever the checkpoint is for
+    "state": ("model", "epoch", "step", "best"),
+    "config": (),
+    "data": ("classes", "image_shape", "mean", "std", "fingerprint"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -112,6 +117,11 @@ def decode(content: bytes, origin: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise IntegrityError(f"{origin} must be a tinyexp checkpoint of format {FORMAT}, found {found}")
+    for part, keys in _PARTS.items():
+        held = checkpoint.get(part)
+        lacking = [f"{part}.{key}" for key in keys if key not in held] if isinstance(held, dict) else [part]
+        if lacking:
+            raise IntegrityError(f"{origin} is no checkpoint that tinyexp wrote: it lacks {lacking[0]}")
     return checkpoint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ _COLUMNS = "{:>9} │ {:>10}  {:>6} │ {:>8}  {:>6}  {:>6} │ {:>8}  {:>8}  {:
 _NAMES = ("epoch", "train loss", "top1", "val loss", "top1", "top5", "lr", "images/s", "data", "time")
 
 
+_log = logging.getLogger(__name__)
+
+
 @dataclass(kw_only=True)
 class Progress:
     """Where a phase is, and its latest figures."""
@@ -36,11 +40,11 @@ class Progress:
 
 
 class Display:
-    """The live line. On a terminal it is redrawn four times a second; elsewhere a plain line comes now and then."""
+    """The live line. On a terminal it is redrawn four times a second; elsewhere a plain line is logged now and then."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        live = console.is_terminal and _log.isEnabledFor(logging.INFO)
+        self._live = Live(console=console, auto_refresh=False, transient=True) if live else None
         self._next = time.monotonic() + (_REFRESH if self._live else _PLAIN)
         if self._live:
             self._live.start()
@@ -55,7 +59,7 @@ class Display:
             self._live.update(_live_line(progress), refresh=True)
         else:
             self._next = time.monotonic() + _PLAIN
-            self._console.print(_plain_line(progress), soft_wrap=True)
+            _log.info(_plain_line(progress))
 
     def close(self) -> None:
         if self._live:
@@ -135,10 +139,10 @@ def _live_line(progress: Progress) -> Table:
     return line
 
 
-def _plain_line(progress: Progress) -> Text:
+def _plain_line(progress: Progress) -> str:
     place = f"epoch {progress.epoch}/{progress.epochs} {progress.phase} {progress.done}/{progress.total}"
     left = "" if progress.left is None else f"ETA {duration(progress.left)}"
-    return Text("  ".join(part for part in (place, _figures(progress.row), left) if part))
+    return "  ".join(part for part in (place, _figures(progress.row), left) if part)
 
 
 def _figures(row: Mapping[str, Any]) -> str:

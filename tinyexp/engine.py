@@ -16,7 +16,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from tinyexp import seeds
 from tinyexp.config import Config, TrainConfig
-from tinyexp.data.loader import Batch, Data
+from tinyexp.data.loader import Data
+from tinyexp.data.plan import Batch
 from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
 from tinyexp.dist import Dist
 from tinyexp.ema import Ema

@@ -17,7 +17,8 @@ from tinyexp.checkpoint import FORMAT, decode, weights_to_use
 from tinyexp.clock import Clock, Span
 from tinyexp.config import Config
 from tinyexp.console import Progress, closing_box, epoch_header, epoch_row
-from tinyexp.data.loader import Batch, Data
+from tinyexp.data.loader import Data
+from tinyexp.data.plan import Batch
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState
 from tinyexp.errors import Interrupted, TinyexpError, exit_code

@@ -1,1 +1,1 @@
-"""From a data set to batches: sources -> augment -> loader."""
+"""From a data set to batches: sources -> augment -> plan -> loader."""
