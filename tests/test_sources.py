@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import pickle
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from helpers import write_idx, write_image, write_mnist
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -29,29 +27,6 @@ CONF = Path(__file__).parent.parent / "conf"
 needs_fashion = pytest.mark.skipif(
     not idx._find(idx._DEBIAN), reason="no Fashion-MNIST here: apt install dataset-fashion-mnist"
 )
-
-
-def write_idx(path: Path, array: NDArray[np.uint8]) -> None:
-    content = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-def write_mnist(folder: Path, suffix: str = "") -> Path:
-    """Four small IDX files, 30 train and 20 val images of 28x28; their content is the same each time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    for phase, count in (("train", 30), ("t10k", 20)):
-        write_idx(
-            folder / f"{phase}-images-idx3-ubyte{suffix}", random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        )
-        write_idx(folder / f"{phase}-labels-idx1-ubyte{suffix}", np.arange(count, dtype=np.uint8) % 10)
-    return folder
-
-
-def write_image(path: Path, colour: tuple[int, int, int] = (10, 200, 90), size: tuple[int, int] = (30, 20)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-    return path
 
 
 @pytest.fixture

@@ -34,16 +34,21 @@ def written_aside(path: Path, previous: Path | None = None) -> Iterator[BinaryIO
             file.flush()
             os.fsync(file.fileno())
         if previous and path.exists():
-            path.replace(previous)
+            _keep(path, previous)
         aside.replace(path)
         _flush_folder(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        kind = ResourceError if error.errno in _FULL else TinyexpError
-        raise kind(f"{path} could not be written: {error.strerror}. What stood there before is as it was") from error
+        told = f"{path} could not be written: {error.strerror}. What stood there before is as it was"
+        raise refusal(told, error, TinyexpError) from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def refusal(message: str, error: OSError, kind: type[TinyexpError]) -> TinyexpError:
+    """What to raise for the system's error: this kind, but ResourceError where the disk or the quota is full."""
+    return (ResourceError if error.errno in _FULL else kind)(message)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,6 +66,20 @@ def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written in a folder of ours."""
     for path in folder.glob(f".*{_MARK}*"):
         path.unlink(missing_ok=True)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Give a file a second name, so that at no instant is there none of the first."""
+    link = previous.with_name(f".{previous.name}{_MARK}{os.getpid()}")
+    try:
+        link.hardlink_to(path)
+    except OSError:  # a file system without them
+        path.replace(previous)
+        return
+    try:
+        link.replace(previous)
+    finally:
+        link.unlink(missing_ok=True)  # it is still there where both were one file already, too
 
 
 def _flush_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ A record may carry something to draw (`extra=drawn(table)`): the terminal shows 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,10 @@ class RunLogHandler(logging.FileHandler):
         if not self._failed:
             self._failed = True
             _LOGGER.warning("%s can no longer be written; the training goes on", self.baseFilename)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written was told then
+            super().close()
 
 
 def start_terminal(level: str) -> Console:

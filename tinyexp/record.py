@@ -5,6 +5,9 @@ A full disk is told once and does not stop the training; a checkpoint that canno
 
 from __future__ import annotations
 
+import errno
+import functools
+import itertools
 import json
 import logging
 import os
@@ -27,22 +30,23 @@ class Recorder:
     """Appends rows. `lines` is how many metrics.jsonl has, which a checkpoint keeps to cut the file to on resume."""
 
     def __init__(self, directory: Path, tensorboard: TensorBoardConfig, *, lines: int, step: int | None) -> None:
-        """Go on after the first `lines` lines; TensorBoard forgets what came after `step` (None: nothing did)."""
+        """Go on after the first `lines` lines, with TensorBoard as it was then; `step`: a resumed run's, else None."""
         self._directory = directory
         self._tensorboard = tensorboard
         self._path = directory / "metrics.jsonl"
-        self.lines = _cut(self._path, lines)
+        kept = _cut(self._path, lines)
+        self.lines = len(kept)
         self._failed: set[str] = set()
         self._file = self._path.open("ab", buffering=0)
         on = tensorboard.scalars or tensorboard.hparams
-        self._events = (
-            SummaryWriter(str(directory / "tb"), purge_step=None if step is None else step + 1) if on else None
-        )
+        self._events = SummaryWriter(str(directory / "tb"), purge_step=step) if on else None
+        if self._events and tensorboard.scalars and step is not None:
+            self._draw_again(kept, step)
 
     def row(self, row: dict[str, Any]) -> None:
         """One object, one line, one write; and a point on each of the phase's curves."""
         self.lines += 1
-        self._try("metrics.jsonl", lambda: self._file.write(f"{json.dumps(row, allow_nan=False)}\n".encode()))
+        self._try("metrics.jsonl", lambda: self._append(f"{json.dumps(row, allow_nan=False)}\n".encode()))
         if self._events and self._tensorboard.scalars:
             self._try("tb/", lambda: self._draw(row))
 
@@ -66,7 +70,8 @@ class Recorder:
         self._try("tb/", write)
 
     def summary(self, summary: dict[str, Any]) -> None:
-        self._try("summary.json", lambda: write_json(self._directory / "summary.json", summary))
+        """Written whole each time, so that one which failed is no reason not to try the next."""
+        self._try("summary.json", lambda: write_json(self._directory / "summary.json", summary), again=True)
 
     def sync(self) -> None:
         """To the disk, before a checkpoint that counts on these lines."""
@@ -79,6 +84,16 @@ class Recorder:
         if self._events:
             self._try("tb/", self._events.close)
 
+    def _append(self, line: bytes) -> None:
+        if self._file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _draw_again(self, kept: list[bytes], step: int) -> None:
+        """The rows of the checkpoint's own step: TensorBoard forgets by step alone, and some of it may be of later."""
+        rows = itertools.takewhile(lambda row: row["step"] == step, map(json.loads, reversed(kept)))
+        for row in reversed(list(rows)):
+            self._try("tb/", functools.partial(self._draw, row))
+
     def _draw(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
             if name not in _PLAIN:
@@ -88,23 +103,24 @@ class Recorder:
         assert self._events is not None
         self._events.add_scalar(tag, value, step)
 
-    def _try(self, what: str, write: Callable[[], object]) -> None:
-        """A file that failed once is left alone: a line after a torn one would be lost with it."""
-        if what not in self._failed:
+    def _try(self, what: str, write: Callable[[], object], again: bool = False) -> None:
+        """A file that failed once is left alone, but for `again`: a line after a torn one would be lost with it."""
+        if again or what not in self._failed:
             try:
                 write()
             except (OSError, TinyexpError) as error:
                 self._warn_once(what, error)
 
     def _warn_once(self, what: str, error: Exception) -> None:
-        self._failed.add(what)
-        _log.warning("%s in %s can no longer be written (%s); the training goes on", what, self._directory, error)
+        if what not in self._failed:
+            self._failed.add(what)
+            _log.warning("%s in %s can no longer be written (%s); the training goes on", what, self._directory, error)
 
 
-def _cut(path: Path, lines: int) -> int:
-    """Keep the first `lines` whole lines of a file, which may end in a torn one; returns how many there are."""
+def _cut(path: Path, lines: int) -> list[bytes]:
+    """Keep the first `lines` whole lines of a file, which may end in a torn one; returns them."""
     if not path.exists():
-        return 0
+        return []
     whole = path.read_bytes().split(b"\n")[:-1][:lines]
     os.truncate(path, sum(len(line) + 1 for line in whole))
-    return len(whole)
+    return whole

@@ -212,6 +212,7 @@ class Run:
     def _interrupt(self, state: TrainState, reason: str) -> None:
         self._save(state, "last")
         self._directory.wait()
+        self._summary["steps"] = state.step
         raise Interrupted(f"interrupted by {reason} at step {state.step}, saved: resume={self._directory.path} goes on")
 
     def _flush(self, state: TrainState) -> None:

@@ -13,8 +13,8 @@ from tinyexp.checkpoint import Checkpointer, find, read_checked, read_latest
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
 from tinyexp.environment import code_patch, describe_environment
-from tinyexp.errors import ConfigError
-from tinyexp.files import sweep, write_json, write_text
+from tinyexp.errors import ConfigError, TinyexpError
+from tinyexp.files import refusal, sweep, write_json, write_text
 from tinyexp.lock import DirectoryLock
 from tinyexp.log import drawn, plain_text, start_run_log, start_terminal, stop_logging
 from tinyexp.record import Recorder
@@ -29,17 +29,21 @@ class RunDirectory:
         """Make the directory, or take it over to resume.
 
         Raises:
-            ConfigError: it is there and resume was not asked for; or another run is writing to it.
+            ConfigError: it is there and resume was not asked for; another run is writing to it; or nobody may.
+            ResourceError: the disk is full.
         """
         self._config = config
         console = start_terminal(config.log.level)
         self.path, self._existed = _make(config)
-        self._lock = DirectoryLock(self.path)
-        self._lock.take()
-        sweep(self.path)
-        start_run_log(self.path / "run.log")
         self.checkpoints = self.path / "checkpoints"
-        self._checkpointer = Checkpointer(self.checkpoints, config.ckpt.keep)
+        try:
+            self._lock = DirectoryLock(self.path)
+            self._lock.take()
+            sweep(self.path)
+            start_run_log(self.path / "run.log")
+            self._checkpointer = Checkpointer(self.checkpoints, config.ckpt.keep)
+        except OSError as error:
+            raise _no_place(self.path, error) from error
         self._display = Display(console)
         self._recorder: Recorder | None = None
         self._describe()
@@ -171,7 +175,11 @@ def _make(config: Config) -> tuple[Path, bool]:
         path.mkdir(parents=True, exist_ok=config.resume is not None)
         return path, existed
     except OSError as error:
-        raise ConfigError(f"{path or config.run.root} cannot be a run's directory: {error.strerror}") from error
+        raise _no_place(path or Path(config.run.root), error) from error
+
+
+def _no_place(path: Path, error: OSError) -> TinyexpError:
+    return refusal(f"{path} cannot be a run's directory: {error.strerror}", error, ConfigError)
 
 
 def _make_unique(root: Path, name: str) -> Path:

@@ -1,0 +1,471 @@
+"""From the command line to a typed config: what is wrong is told in one message, before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import PLAIN
+
+from tinyexp.__main__ import main
+from tinyexp.compose import CONF, choices, compose, compose_run, recompose
+from tinyexp.config import (
+    CkptConfig,
+    Config,
+    EarlyStop,
+    HwConfig,
+    LoaderConfig,
+    LogConfig,
+    RunConfig,
+    TensorBoardConfig,
+    TrainConfig,
+    changed_keys,
+    flatten,
+    parse,
+)
+from tinyexp.errors import ConfigError
+
+OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with values that are right
+    "train": (TrainConfig, PLAIN.plain["train"]),
+    "train.early_stop": (EarlyStop, PLAIN.plain["train"]["early_stop"]),
+    "run": (RunConfig, PLAIN.plain["run"]),
+    "log": (LogConfig, PLAIN.plain["log"]),
+    "log.tensorboard": (TensorBoardConfig, PLAIN.plain["log"]["tensorboard"]),
+    "ckpt": (CkptConfig, PLAIN.plain["ckpt"]),
+    "hw": (HwConfig, PLAIN.plain["hw"]),
+    "dataset": (LoaderConfig, {f.name: PLAIN.plain["dataset"][f.name] for f in fields(LoaderConfig)}),
+}
+
+
+def stored(**changes: Any) -> dict[str, Any]:
+    """A config as it is read back from a file; a change of None leaves the key out."""
+    plain = json.loads(json.dumps(PLAIN.plain)) | changes
+    return {key: value for key, value in plain.items() if value is not None or key not in changes}
+
+
+# the command line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        # words that are no override
+        ("foo", "foo is neither a verb nor key=value; valid: eval, show, train"),
+        ("tarin", "tarin is neither a verb nor key=value; did you mean train?"),
+        ("outputs/run", "outputs/run is neither a verb nor key=value"),
+        ("train outputs/run", "outputs/run is neither a verb nor key=value"),
+        ("--foo", "--foo is no option; valid: --help, --version"),
+        ("--hlep", "--hlep is no option; did you mean --help?"),
+        ("-x train.epochs=2", "-x is no option"),
+        ("eval", "eval takes one path, got 0: tinyexp eval RUN|CHECKPOINT [overrides]"),
+        ("eval a b", "eval takes one path, got 2"),
+        ("show train.epochs=2", "show takes one path, got 0: tinyexp show RUN|CHECKPOINT"),
+        ("eval nowhere", "nowhere is not there: a run's directory (with checkpoints/best.pt) or a checkpoint"),
+        ("show nowhere", "nowhere is not there"),
+        ("train.epochs={", "'train.epochs={' is no override such as train.epochs=3"),
+        # unknown keys and groups
+        ("optim.lrr=0.1", "optim.lrr is no key; did you mean optim.lr?"),
+        ("train.epoch=3", "train.epoch is no key; did you mean train.epochs?"),
+        ("+train.epoch=3", "train.epoch is no key; did you mean epochs?"),
+        ("epochs=3", "epochs is no key; did you mean train.epochs?"),
+        ("modle=lenet5", "modle is no key; did you mean model?"),
+        ("+foo=3", "foo is no key; valid: ckpt, dataset,"),
+        ("train.epochs.x=3", "train.epochs.x is no key; did you mean train.epochs?"),
+        ("train.early_stop.patient=3", "train.early_stop.patient is no key; did you mean train.early_stop.patience?"),
+        ("model=torchvision model.name=resnet18 optim.lrr=1", "optim.lrr is no key; did you mean optim.lr?"),
+        ("model=resnet18 model.dropout=0.1", "model.dropout is no key"),
+        # unknown choices, and those that cannot be left out
+        ("model=resnet19", "model=resnet19 is no choice; did you mean resnet18? (all: lenet5, lenet6, resnet18,"),
+        ("dataset=cifar", "dataset=cifar is no choice"),
+        ("experiment=fashion", "experiment=fashion is no choice; did you mean fashion_lenet5?"),
+        ("hw=tpu", "hw=tpu is no choice; did you mean cpu? (all: auto, cpu, cuda, mps)"),
+        ("model=null", "model=null"),
+        ("~model", "model is missing"),
+        ("~train", "train is missing"),
+        ("~trust", "trust is missing"),
+        ("~train.seed", "train.seed is missing"),
+        ("~optim._target_", "optim._target_ must be the dotted name of a class or function, got None"),
+        ("model=torchvision", "model.name must be given"),
+        # wrong types and values
+        ("train.epochs=fast", "train.epochs must be an integer, got 'fast'"),
+        ("train.epochs=1.5", "train.epochs must be an integer, got 1.5"),
+        ("train.epochs=", "train.epochs must be an integer, got ''"),
+        ("train.epochs=1,2", "Ambiguous value for argument 'train.epochs=1,2'"),
+        ("train=5", "train must be a mapping, got 5"),
+        ("run=null", "run must be a mapping, got None"),
+        ("train.early_stop=5", "train.early_stop must be a mapping, got 5"),
+        ("dataset.mean=[a]", "dataset.mean[0] must be a number, got 'a'"),
+        ("train.epochs=${train.nope}", "Interpolation key 'train.nope' not found"),
+        ("model._target_=5", "model._target_ must be the dotted name of a class or function, got 5"),
+        ("model._target_=.", "model._target_ must be the dotted name"),
+        ("model._target_=mypkg..Net", "model._target_ must be the dotted name"),
+        ("init_from=[a]", "init_from must be text or null, got ['a']"),
+        ("trust=mypkg.*", "trust must be a list of names such as [mypkg.*], got 'mypkg.*'"),
+        ("resume=nowhere", "resume=nowhere must be auto, a run's directory (with a config.yaml) or a checkpoint"),
+        ("resume=nowhere/last.pt", "resume=nowhere/last.pt: there is no such checkpoint"),
+        ("run.name=../../x", "run.name must be 1 to 100 letters, digits or ._-+=, and not begin with a dot, got"),
+    ],
+)
+def test_wrong_command_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("tinyexp: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+@pytest.mark.parametrize("word", ["", "a b=c", "train.epochs=1 ]", "=", "~", "+", "train.epochs"])
+def test_strange_word(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 2
+    assert re.match("tinyexp: .", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_lists_every_choice(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", word]) == 0
+    out = capsys.readouterr().out
+    assert "tinyexp eval RUN|CHECKPOINT [overrides]" in out
+    for group, names in choices().items():
+        assert re.search(rf"^  {group}= +{re.escape(' | '.join(names))}$", out, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_no_torch_before_the_config_is_right() -> None:
+    """Composing takes a tenth of a second, and importing torch two."""
+    code = """if True:
+        import sys
+        from tinyexp.__main__ import main
+        from tinyexp.compose import compose
+        assert main(["--help"]) == 0 and main(["optim.lrr=1"]) == 2
+        compose(["model=resnet18"])
+        assert not {"torch", "numpy", "torchvision"} & set(sys.modules)
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+# values
+
+
+def test_each_key_has_its_type() -> None:
+    config = compose(["train.clip_norm=1", "dataset.mean=[0]", "train.early_stop.patience=3", "hw.threads=2"])
+    for name, kind in (("train", TrainConfig), ("run", RunConfig), ("log", LogConfig), ("ckpt", CkptConfig)):
+        assert type(getattr(config, name)) is kind
+    assert repr(config.train.clip_norm) == "1.0"
+    assert repr(config.loader.mean) == "(0.0,)"
+    assert repr(config.train.early_stop) == "EarlyStop(patience=3, min_delta=0.0)"
+    assert repr(config.hw.threads) == "2"
+    assert config.model.arguments == {"dropout": 0.0}
+    assert config.dataset.arguments == {"image_size": 28}  # the loader's keys are not the data set's
+
+
+def test_plain_and_text_are_the_whole_config() -> None:
+    config = compose(["optim=sgd", "train.ema=0.9", "run.name='a=b,c'"])
+    assert json.loads(json.dumps(config.plain)) == config.plain
+    assert yaml.safe_load(config.text) == config.plain
+    assert compose([f"{key}={json.dumps(value)}" for key, value in flatten({"train": config.plain["train"]}).items()])
+    assert recompose(yaml.safe_load(config.text), []).plain == config.plain
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "digits-lenet5"),
+        (["model=resnet18", "dataset=mnist"], "mnist-resnet18"),
+        (["experiment=fashion_lenet5"], "fashion_lenet5"),
+        (["run.name=mine"], "mine"),
+    ],
+)
+def test_a_run_is_named_by_what_it_is(overrides: list[str], name: str) -> None:
+    assert compose(overrides).run.name == name
+
+
+def test_an_experiment_changes_groups_and_keys_and_gives_way_to_the_command_line() -> None:
+    config = compose(["experiment=fashion_lenet5", "train.epochs=5", "optim=sgd"])
+    assert (config.train.epochs, config.train.batch_size) == (5, 64)
+    assert config.dataset.target == "tinyexp.data.idx.fashion_mnist"
+    assert config.optim.target == "torch.optim.SGD"
+    assert config.scheduler.arguments == {"cycles": 2.0, "warmup": 300}
+
+
+def test_choices_are_the_files_there_are() -> None:
+    listed = choices()
+    assert set(listed) == {"dataset", "model", "optim", "scheduler", "hw", "experiment"}
+    assert listed["optim"] == ["adam", "adamw", "sgd"]
+    assert "_loader" not in listed["dataset"]
+
+
+def test_each_number_has_one_home() -> None:
+    """Every key of ours stands in conf/, and so has one default, in one place."""
+    for group, (kind, values) in OWN.items():
+        assert {field.name for field in fields(kind)} == set(values), group
+        assert all(field.default is field.default_factory for field in fields(kind)), f"{group} has a default in Python"
+
+
+@pytest.mark.parametrize("group", OWN)
+def test_each_key_refuses_another_type(group: str) -> None:
+    kind, values = OWN[group]
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        wrong: list[object] = [{"a": 1}, [[]], object()]
+        wrong += [] if hints[key] is bool else [True]
+        wrong += [] if type(None) in typing.get_args(hints[key]) else [None]
+        wrong += [] if str in (hints[key], *typing.get_args(hints[key])) else ["text"]
+        for value in wrong:
+            with pytest.raises(ConfigError, match=rf"{group}\.{key}"):
+                parse(kind, {**values, key: value}, group)
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("train.epochs", [1, 10**6], [0, -1]),
+        ("train.batch_size", [1, 4096], [0]),
+        ("train.eval_batch_size", [1], [0]),
+        ("train.accumulate", [1, 64], [0, 65]),  # of a batch of 64
+        ("train.seed", [0, 2**63 - 1], [-1, 2**63]),
+        ("train.precision", ["auto", "fp32", "bf16", "fp16"], ["fp8", "FP32", ""]),
+        ("train.label_smoothing", [0, 0.99], [-0.1, 1, float("nan")]),
+        ("train.clip_norm", [None, 1e-9, 5], [0, -1, float("nan")]),
+        ("train.ema", [None, 0.001, 0.9999], [0, 1, 1.5, float("nan")]),
+        ("train.limit_batches", [None, 1], [0, -1, 1.5]),
+        ("train.max_time", [None, 0.1], [0, -1, float("nan")]),
+        ("train.early_stop.patience", [None, 1], [0, -1]),
+        ("train.early_stop.min_delta", [0, 0.1], [-0.1, float("nan")]),
+        ("run.dir", [None, "a/b", "/a b"], ["", "a\nb", "a\0b"]),
+        ("run.root", ["outputs"], ["", "a\nb"]),
+        ("run.name", [None, "a", "a-b_c.d+e=f,g", "é", "a" * 100], ["", ".a", "..", "a/b", "../a", "/a", "a\\b"]),
+        ("run.name", ["1"], ["a\nb", "a b", "a\0", "a" * 101, "$(id)", "a;b", "~", "*"]),
+        ("log.level", ["debug", "error"], ["INFO", "loud"]),
+        ("log.every", [1], [0, -5]),
+        ("ckpt.every_minutes", [None, 0, 0.5], [-1, float("nan")]),
+        ("ckpt.monitor", ["val/top1", "val/loss"], ["val/top5", "top1", "train/loss"]),
+        ("ckpt.keep", [0, 3], [-1]),
+        ("hw.device", ["auto", "cpu", "cuda", "mps"], ["gpu", "cuda:0"]),
+        ("hw.threads", [None, 1], [0, -1]),
+        ("hw.timeout", [0.1, 10], [0, -1, float("nan")]),
+        ("dataset.workers", [0, 2], [-1]),
+        ("dataset.start_method", [None, "fork", "spawn", "forkserver"], ["thread"]),
+        ("dataset.crop_padding", [0, 4], [-1]),
+        ("dataset.mean", [[0.1], [-1]], [[], [0.1, 0.2], 0.1]),  # as many as std has
+        ("dataset.std", [[0.1]], [[0], [-1], [float("nan")], [], [0.1, 0.2]]),
+    ],
+)
+def test_bounds(key: str, good: list[object], bad: list[object]) -> None:
+    group, _, name = key.rpartition(".")
+    kind, values = OWN[group]
+    for value in good:
+        parse(kind, {**values, name: value}, group)
+    for value in bad:
+        with pytest.raises(ConfigError, match=rf"{group}\.{name}\b.* (must be|of one length)"):
+            parse(kind, {**values, name: value}, group)
+
+
+# a config that is read back
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.epochs=7", "train.epochs", 7),
+        ("train.early_stop.patience=7", "train.early_stop.patience", 7),
+        ("optim.lr=0.5", "optim.lr", 0.5),
+        ("+optim.nesterov=true", "optim.nesterov", True),
+        ("++optim.lr=0.5", "optim.lr", 0.5),
+        ("model=lenet6", "model._target_", "tinyexp.models.lenet.LeNet6"),
+        ("hw=cuda", "hw.device", "cuda"),
+        ("trust=[mypkg.*]", "trust", ["mypkg.*"]),
+    ],
+)
+def test_recompose_takes_overrides(override: str, key: str, value: object) -> None:
+    before, after = flatten(PLAIN.plain), flatten(recompose(stored(), [override]).plain)
+    assert after[key] == value
+    changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
+    assert changed == {key}
+
+
+def test_recompose_replaces_a_whole_group_and_takes_keys_away() -> None:
+    assert recompose(stored(), ["optim=sgd"]).optim == compose(["optim=sgd"]).optim
+    assert "eps" not in recompose(stored(), ["~optim.eps"]).optim.arguments
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr is no key; did you mean optim.lr?"),
+        ("foo=1", "foo is no key"),
+        ("+foo=1", "foo is no key"),
+        ("+train.foo=1", "train.foo is no key"),
+        ("~optim.foo", "optim.foo is no key"),
+        ("~train", "train is missing"),
+        ("~train.seed", "train.seed is missing"),
+        ("~model", "model is missing"),
+        ("model=resnet19", "model=resnet19 is no choice; did you mean resnet18?"),
+        ("model=null", "model=null"),
+        ("model=torchvision", "model.name must be given"),
+        ("experiment=fashion_lenet5", "experiment= makes a whole config, and this one is read back"),
+        ("train.seed=1,2", "train.seed=1,2 gives several values, and one is needed"),
+        ("train.seed=x", "train.seed must be an integer, got 'x'"),
+        ("train.seed.x=1", "train.seed.x is no key"),
+        ("trust.x=1", "trust.x"),
+        ("train=5", "train must be a mapping, got 5"),
+        ("train.seed={", "'train.seed={' is no override"),
+    ],
+)
+def test_recompose_refuses(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        recompose(stored(), [override])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"foo": 1}, "foo is no key"),
+        ({"optim": None}, "optim is missing in a config that is read back: it is not whole"),
+        ({"train": 5}, "train must be a mapping, got 5"),
+        ({"train": []}, "train must be a mapping"),
+        ({"train": {"epochz": 1}}, "train.epochz is no key; did you mean epochs?"),
+        ({"train": {"early_stop": 1}}, "train.early_stop must be a mapping"),
+        ({"dataset": "digits"}, "dataset must be a mapping, got 'digits'"),
+        ({"model": "lenet5"}, "model must be a mapping, got 'lenet5'"),
+        ({"model": {"dropout": 0.0}}, "model._target_ must be the dotted name"),
+        ({"model": {"_target_": "???"}}, "model._target_ must be given"),
+        ({"trust": "${oc.env:HOME}"}, "trust='${oc.env:HOME}' in a config that is read back"),
+        ({"optim": {"lr": "${oc.env:HOME}"}}, "it may hold values only, no interpolation"),
+        ({"optim": {"betas": ["${oc.env:HOME}", 0.9]}}, "it may hold values only, no interpolation"),
+        ({"optim": {"a": {"b": [{"c": "${oc.env:HOME}"}]}}}, "it may hold values only, no interpolation"),
+    ],
+)
+def test_recompose_refuses_what_is_stored(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        recompose(stored(**changes), [])
+
+
+def test_what_an_older_version_had_not_is_filled_from_conf() -> None:
+    older = stored(ckpt=None, init_from=None)
+    del older["train"]["ema"], older["train"]["early_stop"]["min_delta"], older["dataset"]["crop_padding"]
+    assert recompose(older, []).plain == PLAIN.plain
+
+
+def test_only_the_command_line_is_trusted() -> None:
+    def trusted(config: Config) -> list[str]:
+        return [slot for slot in ("dataset", "model", "optim", "scheduler") if getattr(config, slot).trusted]
+
+    assert trusted(PLAIN) == ["dataset", "model", "optim", "scheduler"]
+    assert trusted(recompose(stored(), ["model.dropout=0.5", "train.epochs=3"])) == []
+    assert trusted(recompose(stored(), ["model._target_=mypkg.Net"])) == ["model"]
+    assert trusted(recompose(stored(), ["optim=sgd"])) == ["optim"]
+    assert recompose(stored(trust=["*"]), []).trust == ()  # a file does not vouch for itself
+    assert recompose(stored(trust=["*"]), ["trust=[mypkg.*]"]).trust == ("mypkg.*",)
+
+
+# a run that is resumed
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """A run's directory as far as its config: no checkpoint yet."""
+    config = compose([f"run.dir={tmp_path}/run", "train.epochs=9", "init_from=elsewhere"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.text)
+    return tmp_path / "run"
+
+
+def test_resume_reads_the_runs_own_config(old_run: Path) -> None:
+    config = compose_run([f"resume={old_run}", "train.epochs=12", "hw=cpu"])
+    assert (config.train.epochs, config.hw.device) == (12, "cpu")
+    assert (config.run.dir, config.init_from) == (str(old_run), "elsewhere")
+
+
+def test_resume_finds_a_run_that_was_moved(old_run: Path) -> None:
+    moved = old_run.rename(old_run.with_name("moved"))
+    assert compose_run([f"resume={moved}"]).run.dir == str(moved)
+
+
+def test_resume_takes_a_checkpoint_of_the_run(old_run: Path) -> None:
+    (old_run / "checkpoints").mkdir()
+    (old_run / "checkpoints" / "epoch-0003.pt").touch()
+    config = compose_run([f"resume={old_run}/checkpoints/epoch-0003.pt"])
+    assert config.run.dir == str(old_run)
+    assert config.train.epochs == 9
+
+
+def test_resume_auto_begins_where_there_is_nothing(tmp_path: Path) -> None:
+    assert compose_run([f"run.dir={tmp_path}/new", "resume=auto", "train.epochs=3"]).train.epochs == 3
+
+
+def test_resume_auto_goes_on_under_the_same_config(old_run: Path) -> None:
+    words = [f"run.dir={old_run}", "resume=auto", "init_from=elsewhere"]
+    assert compose_run([*words, "train.epochs=11"]).train.epochs == 11
+    with pytest.raises(ConfigError, match=r"a resumed run keeps its config, but train.seed would change .*init_from"):
+        compose_run([*words, "train.seed=1"])
+
+
+def test_what_a_resumed_run_may_change(old_run: Path) -> None:
+    limits = ["train.epochs=20", "train.max_time=5", "hw=cpu", "hw.threads=1", "ckpt.keep=3"]
+    outside = ["log.every=1", "log.tensorboard.scalars=false", "dataset.workers=2", "+dataset.root=x"]
+    compose_run([f"resume={old_run}", *limits, *outside, "run.name=other", "trust=[mypkg.*]"])
+
+
+def test_what_a_resumed_run_may_not_change(old_run: Path) -> None:
+    components = ["optim.lr=0.5", "+optim.amsgrad=true", "~optim.eps", "model=lenet6"]
+    values = [
+        "train.seed=1",
+        "train.early_stop.patience=3",
+        "dataset.mean=[0.5]",
+        "dataset.flip=true",
+        "init_from=null",
+    ]
+    with pytest.raises(ConfigError, match=rf"would change from {old_run}/config.yaml") as error:
+        compose_run([f"resume={old_run}", "train.epochs=20", *components, *values])
+    keys = "optim.lr optim.amsgrad optim.eps model._target_ train.seed train.early_stop.patience dataset.mean"
+    told = re.findall(r"[a-z_]+(?:\.[a-z_]+)+|init_from", str(error.value).partition("but ")[2].partition(" would")[0])
+    assert sorted(told) == sorted([*keys.split(), "dataset.flip", "init_from"])
+
+
+def test_a_run_of_an_older_version_can_be_resumed(old_run: Path) -> None:
+    plain = yaml.safe_load((old_run / "config.yaml").read_text())
+    del plain["train"]["label_smoothing"], plain["dataset"]["flip"]
+    (old_run / "config.yaml").write_text(yaml.safe_dump(plain))
+    assert compose_run([f"resume={old_run}"]).train.label_smoothing == 0
+    with pytest.raises(ConfigError, match=r"but train.label_smoothing would change"):
+        compose_run([f"resume={old_run}", "train.label_smoothing=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1\n", "config.yaml is no YAML"),
+        (b"\xff\xfe\x00", "config.yaml is no YAML"),
+        (b"", "dataset is missing in a config that is read back: it is not whole"),
+        (b"- 1\n- 2\n", "config.yaml must hold a mapping of keys to values, got list"),
+        (b"train: {epochs: !!python/object/apply:os.getcwd []}\n", "config.yaml is no YAML"),
+    ],
+)
+def test_a_damaged_config_is_told(old_run: Path, content: bytes, message: str) -> None:
+    (old_run / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        compose_run([f"resume={old_run}"])
+
+
+def test_changed_keys() -> None:
+    before = {"a": {"b": 1, "c": [1, 2]}, "train": {"epochs": 1}, "hw": {"device": "cpu"}, "d": {}}
+    now = {"a": {"b": 2, "c": [1, 3]}, "train": {"epochs": 2}, "hw": {"device": "cuda"}, "e": None}
+    assert sorted(changed_keys(before, now)) == ["a.b", "a.c", "d", "e"]
+    assert changed_keys(before, before) == []
+
+
+def test_conf_is_the_checkouts() -> None:
+    assert Path(__file__).parent.parent / "conf" == CONF

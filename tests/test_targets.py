@@ -1,0 +1,260 @@
+"""Dotted names in a config: what they may lead to, with which arguments, and whose word counts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import component, rows, train
+from torch import nn
+
+from tinyexp.__main__ import main
+from tinyexp.compose import CONF, read
+from tinyexp.config import SLOTS
+from tinyexp.errors import ConfigError
+from tinyexp.optim import build_optimizer
+from tinyexp.targets import build, resolve
+
+DANGEROUS = [  # all of them resolve, some through a package that is trusted
+    "os.system",
+    "subprocess.Popen",
+    "builtins.open",
+    "builtins.eval",
+    "pathlib.Path.write_text",
+    "shutil.rmtree",
+    "torch.load",
+    "torch.save",
+    "torch.hub.load",
+    "torch.utils.cpp_extension.load",
+    "torch.nn.functional.importlib.import_module",
+    "torch.optim.optimizer.torch.load",
+    "torchvision.datasets.utils.os.system",
+    "tinyexp.files.os.remove",
+    "tinyexp.data.folder.os.remove",
+    "tinyexp.models.zoo.torchvision.torch.load",
+    "tinyexp.data.idx.Path.unlink",
+]
+
+USER_CODE = """
+import torch
+from pathlib import Path
+from torch import nn
+import numpy as np
+from tinyexp.data.source import ArraySplit, Source
+
+Path(__file__).with_name("imported").touch()
+
+class Net(nn.Module):
+    def __init__(self, num_classes, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(width), nn.ReLU(), nn.LazyLinear(num_classes))
+        self.layers(torch.zeros(1, 16))
+
+    def forward(self, images):
+        return self.layers(images)
+
+class Descent(torch.optim.SGD):
+    def __init__(self, params, *, lr):
+        super().__init__(params, lr=lr, momentum=0.5)
+
+class Halving(torch.optim.lr_scheduler.LRScheduler):
+    def get_lr(self):
+        return [base / 2**self.last_epoch for base in self.base_lrs]
+
+def brightness(*, count):
+    "Is an image bright?"
+    labels = np.arange(count) % 2
+    images = np.full((count, 1, 4, 4), 40, np.uint8) + labels[:, None, None, None].astype(np.uint8) * 160
+    split = ArraySplit(images, labels)
+    return Source(classes=("dark", "bright"), image_shape=(1, 4, 4), train=split, val=split, fingerprint="00")
+"""
+
+
+@pytest.fixture
+def user_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on the path with a package `mypkg`, which leaves a file `imported` beside it when it is imported."""
+    package = tmp_path / "code" / "mypkg"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "parts.py").write_text(USER_CODE)
+    monkeypatch.syspath_prepend(package.parent)
+    for name in ("mypkg", "mypkg.parts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return package
+
+
+# resolve
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [(path.parent.name, read(path)["_target_"]) for slot in SLOTS for path in sorted((CONF / slot).glob("[!_]*.yaml"))],
+)
+def test_what_conf_names_is_trusted_when_it_is_read_back(slot: str, name: str) -> None:
+    found = resolve(component(slot, name, trusted=False), ())
+    assert f"{found.__module__}.{found.__qualname__}".rpartition(".")[2] == name.rpartition(".")[2]
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [
+        ("model", "torch.nn.Linear"),
+        ("model", "torchvision.models.resnet18"),
+        ("model", "torchvision.models.ResNet"),
+        ("optim", "torch.optim.adam.Adam"),
+        ("scheduler", "torch.optim.lr_scheduler.StepLR"),
+        ("scheduler", "tinyexp.schedule.constant"),
+        ("dataset", "tinyexp.data.folder.imagefolder"),
+    ],
+)
+def test_the_libraries_own_are_trusted(slot: str, name: str) -> None:
+    assert callable(resolve(component(slot, name, trusted=False), ()))
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("name", DANGEROUS)
+def test_a_file_that_is_read_back_may_not_name_it(slot: str, name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{slot}\._target_={name} "):
+        resolve(component(slot, name, trusted=False), ())
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_what_is_not_trusted_is_not_even_imported(slot: str, user_package: Path) -> None:
+    for name in ("mypkg.parts.Net", "mypkg.parts", "mypkg.parts.Net.__init__.__globals__"):
+        with pytest.raises(ConfigError, match=rf"If you trust it: 'trust=\[{name}\]'"):
+            resolve(component(slot, name, trusted=False), ("mypkg", "mypkg.part", "notmypkg.*"))
+    assert "mypkg" not in sys.modules
+    assert not (user_package / "imported").exists()
+
+
+@pytest.mark.parametrize("pattern", ["mypkg.*", "mypkg.parts.*", "mypkg.parts.Net", "*.Net"])
+def test_trust_adds_names(pattern: str, user_package: Path) -> None:
+    found = resolve(component("model", "mypkg.parts.Net", trusted=False), ("other.*", pattern))
+    assert found is sys.modules["mypkg.parts"].Net
+
+
+@pytest.mark.parametrize(
+    ("slot", "name", "wanted"),
+    [
+        ("model", "torch.optim.SGD", "must be a Module class or a function that makes one"),
+        ("model", "torch.nn", "must be a Module class"),
+        ("model", "builtins.dict", "must be a Module class"),
+        ("model", "math.pi", "must be a Module class"),
+        ("optim", "torch.nn.Linear", "must be a Optimizer class$"),
+        ("optim", "torch.nn.functional.relu", "must be a Optimizer class$"),
+        ("scheduler", "torch.optim.SGD", "must be a LRScheduler class or a function"),
+        ("dataset", "torch.utils.data.DataLoader", "must be a function that makes a tinyexp.data.source.Source"),
+    ],
+)
+def test_a_slot_takes_its_kind_alone(slot: str, name: str, wanted: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{slot}\._target_={name} {wanted}"):
+        resolve(component(slot, name), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.Net", "there is no module nowhere"),
+        ("Net", r"there is no module Net \(a dotted name is needed, such as mypkg.net.Net\)"),
+        ("tinyexp.models.LeNet7", "LeNet7 is not in tinyexp.models; did you mean LeNet6?"),
+        ("tinyexp.modles.LeNet5", "modles is not in tinyexp; did you mean models?"),
+        ("mypkg.parts.Net.nope", "nope is not in Net"),
+        ("mypkg.needy.Net", "importing mypkg.needy needs nowhere, which is missing"),
+    ],
+)
+def test_a_name_that_leads_nowhere(name: str, message: str, user_package: Path) -> None:
+    (user_package / "needy.py").write_text("import nowhere")
+    with pytest.raises(ConfigError, match=message):
+        resolve(component("model", name), ())
+
+
+# build
+
+
+def test_offered_arguments_go_where_they_are_taken() -> None:
+    model = build(component("model", "tinyexp.models.LeNet5", dropout=0.25), (), num_classes=3, image_size=32, nope=1)
+    assert (model.fc3.out_features, model.fc1.in_features, model.dropout.p) == (3, 16 * 6 * 6, 0.25)
+
+
+def test_the_configs_own_argument_goes_before_the_offered_one() -> None:
+    assert build(component("model", "tinyexp.models.LeNet5", num_classes=7), (), num_classes=3).fc3.out_features == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dropuot": 0.5}, r"model\.dropuot is no argument of tinyexp\.models\.LeNet5; did you mean dropout\?"),
+        ({"x": 1}, r"model\.x is no argument of .*; valid: dropout, image_size, in_channels, num_classes"),
+        ({"image_size": 4}, "does not take these arguments: LeNet needs images of at least 12 px, got image_size=4"),
+        ({"dropout": "high"}, "model: tinyexp.models.LeNet5 does not take these arguments"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(component("model", "tinyexp.models.LeNet5", **arguments), ())
+
+
+def test_a_missing_argument() -> None:
+    with pytest.raises(ConfigError, match=r"model\.out_features must be given: torch\.nn\.Linear needs it"):
+        build(component("model", "torch.nn.Linear", in_features=3), ())
+    with pytest.raises(ConfigError, match=r"dataset\.image_size must be given: tinyexp\.data\.digits\.digits needs it"):
+        build(component("dataset", "tinyexp.data.digits.digits"), ())
+
+
+def test_the_model_is_no_argument_of_an_optimizer() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.params is no argument of torch\.optim\.SGD"):
+        build_optimizer(component("optim", "torch.optim.SGD", lr=0.1, params=[]), nn.Linear(2, 2), ())
+
+
+def test_lbfgs_is_refused() -> None:
+    with pytest.raises(ConfigError, match="LBFGS runs the model several times a step, which this loop does not"):
+        build_optimizer(component("optim", "torch.optim.LBFGS", lr=0.1), nn.Linear(2, 2), ())
+
+
+# the command line
+
+
+def test_classes_of_ones_own(user_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One run with a data set, model, optimizer and scheduler outside the package, by names alone."""
+    run = train(
+        tmp_path / "run",
+        *("dataset._target_=mypkg.parts.brightness", "~dataset.image_size", "+dataset.count=20"),
+        *("model._target_=mypkg.parts.Net", "~model.dropout", "+model.width=8"),
+        *("optim._target_=mypkg.parts.Descent", "~optim.betas", "~optim.eps", "~optim.weight_decay", "optim.lr=0.5"),
+        *("scheduler._target_=mypkg.parts.Halving", "~scheduler.cycles", "~scheduler.warmup"),
+        *("train.epochs=3", "train.batch_size=10"),
+    )
+    assert [row["lr"] for row in rows(run, "train_epoch")] == [0.5, 0.25, 0.125]
+    assert rows(run, "val")[-1]["top1"] == 1
+    assert "top5" not in rows(run, "val")[-1]
+
+    capsys.readouterr()
+    assert main(["show", str(run)]) == 0
+    assert "layers.1.weight" in capsys.readouterr().out
+
+    assert main(["eval", str(run)]) == 2  # the names now come from a file
+    assert "dataset._target_=mypkg.parts.brightness comes from a file that was read back" in capsys.readouterr().err
+    assert main(["eval", str(run), "trust=[mypkg.*]"]) == 0
+    assert "top1 1.0000 (20 images)" in capsys.readouterr().out
+
+
+def test_a_run_does_not_vouch_for_itself(
+    user_package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a config.yaml that was given to us nor its checkpoint may run what it names, though it says `trust`."""
+    run = train(tmp_path / "run", "train.epochs=1", "train.limit_batches=1")
+    config = run / "config.yaml"
+    text = config.read_text().replace("tinyexp.models.lenet.LeNet5", "mypkg.parts.Net").replace("[]", "['*']")
+    assert "mypkg.parts.Net" in text
+    assert "trust: ['*']" in text
+    config.write_text(text)
+    path = run / "checkpoints" / "best.pt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"] |= {"trust": ["*"], "model": {"_target_": "mypkg.parts.Net", "width": 3}}
+    torch.save(checkpoint, path)
+    for words in ([f"resume={run}", "train.epochs=2", "hw=cpu"], ["eval", str(run), "hw=cpu"]):
+        assert main(words) == 2
+        assert "If you trust it: 'trust=[mypkg.parts.Net]'" in capsys.readouterr().err
+    assert not (user_package / "imported").exists()
