@@ -153,9 +153,10 @@ def test_read_only(small_disk: Path, uncut: Path) -> None:
     [
         pytest.param([Torn(r"/metrics\.jsonl$", disk_full, nth=3)], "metrics.jsonl in run", id="metrics"),
         pytest.param([Torn(r"/metrics\.jsonl$", skip, nth=3)], "metrics.jsonl in run", id="half of a line"),
+        pytest.param([Fault("os.fsync", disk_broken, r"/metrics\.jsonl$", nth=3)], "metrics.jsonl in run", id="fsync"),
         pytest.param([Torn(r"/events\.out", disk_full, nth=3)], "tb/ in run", id="events"),
         pytest.param([Torn(r"/run\.log$", disk_full, nth=3)], "run.log", id="run.log"),
-        pytest.param([Fault("os.replace", disk_full, r"/summary\.json$", nth=2)], "summary.json in run", id="summary"),
+        pytest.param([Fault("os.replace", disk_full, r"/summary\.json$", 2, 2)], "summary.json in run", id="summary"),
     ],
 )
 def test_log_alone(tmp_path: Path, uncut: Path, faults: list[Fault | Torn], what: str) -> None:
@@ -195,6 +196,7 @@ def curves(directory: Path) -> dict[str, list[int]]:
     [
         pytest.param(6, 5, id="a line"),
         pytest.param(STEPS + 1, STEPS, id="val's lines"),
+        pytest.param(STEPS + 3, STEPS, id="a line after val's"),
         pytest.param(2 * STEPS + 3, 2 * STEPS, id="the last lines"),
     ],
 )

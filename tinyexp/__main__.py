@@ -75,6 +75,8 @@ def _run(words: list[str]) -> None:
 
 
 def _train(paths: list[str], overrides: list[str], names: list[str]) -> None:
+    if paths and paths[0] in names:
+        raise ConfigError(f"the verb comes first: tinyexp {paths[0]} ...")
     if paths:
         raise ConfigError(f"{paths[0]} is neither a verb nor key=value{did_you_mean(paths[0], names)}")
     from tinyexp.compose import compose_run

@@ -53,8 +53,10 @@ def compose(overrides: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown group, choice or key, a wrong type or value, or a malformed override.
     """
+    given = {override.key_or_group for override in _parse(overrides)}
     plain = _compose_plain(overrides)
-    return _typed(plain, trusted=frozenset(SLOTS))
+    retargeted = [slot for slot in SLOTS if f"{slot}._target_" in given]
+    return _typed(plain, trusted=frozenset(SLOTS), inherited=_inherited(plain, retargeted, given))
 
 
 def recompose(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
@@ -79,15 +81,16 @@ def recompose(stored: dict[str, Any], overrides: Sequence[str]) -> Config:
     dataset = {**loader, **_mapping(stored["dataset"], "dataset")}
     filled = {**{key: defaults[key] for key in _TOP}, **stored, **own, "dataset": dataset}
     config = OmegaConf.create({**filled, "trust": []})
-    trusted = set()
-    for override in _parse(overrides):
-        group = override.key_or_group.split(".")[0]
-        trusted |= {group} if override.key_or_group in (group, f"{group}._target_") else set()
+    parsed = _parse(overrides)
+    given = {override.key_or_group for override in parsed}
+    for override in parsed:
         try:
             _apply(config, override)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{override.input_line}: {_first_line(error)}") from error
-    return _typed(_plain(config), trusted=frozenset(trusted))
+    plain = _plain(config)
+    trusted = frozenset(slot for slot in SLOTS if given & {slot, f"{slot}._target_"})
+    return _typed(plain, trusted=trusted, inherited=_inherited(plain, SLOTS, given))
 
 
 def compose_run(overrides: Sequence[str]) -> Config:
@@ -105,7 +108,12 @@ def compose_run(overrides: Sequence[str]) -> Config:
             return config
     else:
         directory = _run_directory(str(resume))
-        config = recompose(read(directory / "config.yaml"), [*overrides, f"run.dir='{directory}'"])
+        for override in _parse(overrides):
+            if override.key_or_group == "run.dir" and Path(str(override.value())).resolve() != directory.resolve():
+                raise ConfigError(f"resume={resume} goes on in that run's own directory: leave run.dir out")
+        stored = read(directory / "config.yaml")
+        stored["run"] = {**_mapping(stored.get("run", {}), "run"), "dir": str(directory)}
+        config = recompose(stored, overrides)
     if changed := changed_keys(recompose(read(directory / "config.yaml"), []).plain, config.plain):
         raise ConfigError(
             f"a resumed run keeps its config, but {', '.join(changed)} would change from {directory}/config.yaml: "
@@ -210,14 +218,23 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _typed(plain: dict[str, Any], trusted: frozenset[str]) -> Config:
+def _inherited(plain: dict[str, Any], slots: Sequence[str], given: set[str]) -> dict[str, frozenset[str]]:
+    """The arguments of these slots that the command line did not give."""
+    return {
+        slot: frozenset(key for key in _mapping(plain[slot], slot) if f"{slot}.{key}" not in given) for slot in slots
+    }
+
+
+def _typed(plain: dict[str, Any], trusted: frozenset[str], inherited: dict[str, frozenset[str]]) -> Config:
     plain.pop("experiment", None)
     for key in plain:
         if key not in _TOP:
             raise ConfigError(f"{key} is no key{did_you_mean(key, _TOP)}")
     if missing := [key for key in _TOP if key not in plain]:
         raise ConfigError(f"{missing[0]} is missing")
-    components: dict[str, Any] = {slot: _component(slot, plain.get(slot), slot in trusted) for slot in SLOTS}
+    components: dict[str, Any] = {
+        slot: _component(slot, plain.get(slot), slot in trusted, inherited.get(slot, frozenset())) for slot in SLOTS
+    }
     source = components["dataset"].arguments
     loader = {key: source.pop(key) for key in _LOADER_KEYS if key in source}
     for key in ("resume", "init_from"):
@@ -245,12 +262,12 @@ def _mapping(values: Any, key: str) -> dict[str, Any]:
     return values
 
 
-def _component(slot: str, values: Any, trusted: bool) -> Component:
+def _component(slot: str, values: Any, trusted: bool, inherited: frozenset[str]) -> Component:
     arguments = {str(key): value for key, value in _mapping(values, slot).items()}
     target = arguments.pop("_target_", None)
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{slot}._target_ must be the dotted name of a class or function, got {target!r}")
-    return Component(slot=slot, target=target, arguments=arguments, trusted=trusted)
+    return Component(slot=slot, target=target, arguments=arguments, trusted=trusted, inherited=inherited)
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -69,9 +69,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         name = self.name
         plain = name is None or (
-            0 < len(name) <= 100 and name[0] != "." and all(c.isalnum() or c in "._-+=," for c in name)
+            0 < len(name) <= 100 and name[0] != "." and all(c.isalnum() or c in "._-+" for c in name)
         )
-        _require(plain, "run.name", "1 to 100 letters, digits or ._-+=, and not begin with a dot", name)
+        _require(plain, "run.name", "1 to 100 letters, digits or ._-+ and not begin with a dot", name)
         for key, path in (("run.dir", self.dir), ("run.root", self.root)):
             good = path is None or (path != "" and all(c.isprintable() for c in path))
             _require(good, key, "a path of printable characters", path)
@@ -148,6 +148,7 @@ class Component:
     target: str
     arguments: dict[str, Any]
     trusted: bool  # the user's own word (command line, conf/), not read back from a file
+    inherited: frozenset[str] = frozenset()  # arguments of the YAML's target, left out where another does not take them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +182,7 @@ CHANGEABLE = (
     "dataset.root",
     "dataset.cache_dir",
     "dataset.workers",
+    "dataset.start_method",
 )
 
 

@@ -17,11 +17,14 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-_REFRESH = 0.25  # seconds between two pictures of the live line
-_PLAIN = 30.0  # seconds between two plain lines of progress, where there is no terminal
-_COLUMNS = "{:>9} │ {:>10}  {:>6} │ {:>8}  {:>6}  {:>6} │ {:>8}  {:>8}  {:>4}  {:>7}"
-_NAMES = ("epoch", "train loss", "top1", "val loss", "top1", "top5", "lr", "images/s", "data", "time")
+from tinyexp.log import leave_terminal
 
+_REFRESH = 0.25  # seconds between two pictures of the live line
+_BAR = 16  # characters
+_PLAIN = 30.0  # seconds between two plain lines of progress, where there is no terminal
+# 80 columns with the mark of the best
+_COLUMNS = "{:>7} │ {:>7} {:>6} │ {:>7} {:>6} {:>6} │ {:>7} {:>7} {:>6}"
+_NAMES = ("epoch", "train", "top1", "val", "top1", "top5", "lr", "img/s", "time")
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +59,10 @@ class Display:
     def show(self, progress: Progress) -> None:
         if self._live:
             self._next = time.monotonic() + _REFRESH
-            self._live.update(_live_line(progress), refresh=True)
+            try:
+                self._live.update(_live_line(progress), refresh=True)
+            except (OSError, SystemExit):  # rich's way with a terminal that is gone is to exit
+                leave_terminal()
         else:
             self._next = time.monotonic() + _PLAIN
             _log.info(_plain_line(progress))
@@ -98,12 +104,11 @@ def epoch_row(train: Mapping[str, Any], val: Mapping[str, Any], epochs: int, bes
         f"{val['loss']:.4f}",
         f"{val['top1']:.4f}",
         f"{val['top5']:.4f}" if "top5" in val else "",
-        f"{train['lr']:.2e}",
+        f"{train['lr']:.1e}",
         f"{train['images_per_second']:,.0f}",
-        f"{train['data_wait']:.0%}",
         duration(train["seconds"] + val["seconds"]),
     )
-    return Text(line + ("  ★ best" if best else ""), style="bold green" if best else "")
+    return Text(line + (" ★ best" if best else ""), style="bold green" if best else "")
 
 
 def closing_box(title: str, seconds: Mapping[str, float]) -> Panel:
@@ -125,18 +130,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _live_line(progress: Progress) -> Table:
-    line = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=max(1, progress.total), completed=progress.done, width=24)
-    line.add_row(
-        Text(f"epoch {progress.epoch}/{progress.epochs}", style="bold"),
-        Text(f"{progress.phase:<5}", style="cyan"),
-        bar,
-        f"{progress.done}/{progress.total}",
-        _figures(progress.row),
-        Text("" if progress.left is None else f"ETA {duration(progress.left)}", style="magenta"),
-    )
-    return line
+def _live_line(progress: Progress) -> Text:
+    """One line, cut where the terminal ends."""
+    filled = round(_BAR * progress.done / max(1, progress.total))
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"{progress.epoch}/{progress.epochs} ", style="bold").append(f"{progress.phase:<5} ", style="cyan")
+    line.append("━" * filled, style="green").append("━" * (_BAR - filled), style="dim")
+    left = "" if progress.left is None else f"  ETA {duration(progress.left)}"
+    line.append(f" {progress.done}/{progress.total}").append(left, style="magenta")
+    return line.append(f"  {_figures(progress.row)}")
 
 
 def _plain_line(progress: Progress) -> str:

@@ -36,6 +36,10 @@ class Dist:
         """Elementwise over all ranks; values and result are on the CPU."""
         return values
 
+    def any(self, wishes: list[bool]) -> list[bool]:
+        """Which of these does any rank wish?"""
+        return wishes
+
     def broadcast_bytes(self, data: bytes) -> bytes:
         """Rank 0's bytes, on every rank."""
         return data
@@ -55,6 +59,9 @@ class Group(Dist):
         total = self._on_wire(values.clone())
         torch_dist.all_reduce(total)
         return total.cpu()
+
+    def any(self, wishes: list[bool]) -> list[bool]:
+        return [bool(count) for count in self.sum(torch.tensor(wishes, dtype=torch.int32))]
 
     def broadcast_bytes(self, data: bytes) -> bytes:
         size = self._on_wire(torch.tensor([len(data)]))

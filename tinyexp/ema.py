@@ -20,12 +20,13 @@ class Ema:
         self._source = model
         self._decay = decay
         self._average = copy.deepcopy(model).requires_grad_(False).eval()
+        self._mine = list(self._average.parameters())
+        self._theirs = [parameter.detach() for parameter in model.parameters()]
 
     def update(self, step: int) -> None:
         """After optimizer step number `step`, counted from 1."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        average = get_ema_multi_avg_fn(decay)
-        average(list(self._average.parameters()), [p.detach() for p in self._source.parameters()], step)
+        get_ema_multi_avg_fn(decay)(self._mine, self._theirs, step)
 
     def restart(self) -> None:
         """Begin the average anew from the source's weights of now."""

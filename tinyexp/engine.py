@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -18,60 +18,14 @@ from tinyexp import seeds
 from tinyexp.config import Config, TrainConfig
 from tinyexp.data.loader import Data
 from tinyexp.data.plan import Batch
-from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
+from tinyexp.device import seed_all
 from tinyexp.dist import Dist
 from tinyexp.ema import Ema
-from tinyexp.errors import ConfigError, IntegrityError, NonFiniteError
+from tinyexp.errors import IntegrityError, NonFiniteError
 from tinyexp.metrics import EvalSums, RunningScores, Scores, Sums
+from tinyexp.network import Network
 from tinyexp.optim import build_optimizer
 from tinyexp.schedule import Schedule, build_schedule
-from tinyexp.targets import build
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network:
-    """uint8 images in, logits out: a bare model, and how it is called on this device."""
-
-    model: nn.Module
-    forward: Callable[[Tensor], Tensor]  # the model itself, or DDP or a compiled function around it
-    normalize: Normalizer
-    traits: Traits
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 -> (N, classes) float32, on the device."""
-        with torch.autocast(self.traits.device.type, self.traits.autocast, enabled=self.traits.autocast is not None):
-            logits = self.forward(self.normalize(images))
-        return logits.float()
-
-    def to_device(self, labels: Tensor) -> Tensor:
-        return labels.to(self.traits.device, non_blocking=self.traits.pin_memory)
-
-    def summary(self) -> str:
-        precision = "fp32" if self.traits.autocast is None else str(self.traits.autocast).removeprefix("torch.")
-        return f"{type(self.model).__name__} in {precision} on {self.traits.device}"
-
-    def load(self, weights: dict[str, Tensor], origin: str) -> None:
-        """Take these weights. Raises ConfigError, which names their origin, when they are another network's."""
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ConfigError(f"{origin} has the weights of another network: {error}") from error
-
-    @staticmethod
-    def build(config: Config, data: Data, dist: Dist) -> Network:
-        """The config's model with weights that follow from the seed, for this data and device.
-
-        Raises:
-            ConfigError: no such model, or arguments that it does not take.
-        """
-        channels, height, width = data.image_shape
-        plan = traits(dist.device, config.train.precision, height * width, fast_bf16(dist.device))
-        seed_all(torch.device("cpu"), config.train.seed)  # on the CPU, so that the weights are the same for each device
-        offered = {"num_classes": len(data.classes), "in_channels": channels, "image_size": height}
-        model: nn.Module = build(config.model, config.trust, **offered)
-        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-        model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
-        return Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)
 
 
 @dataclass(kw_only=True)
@@ -79,6 +33,8 @@ class TrainState:
     """All that training changes; what a checkpoint holds."""
 
     network: Network
+    replica: nn.Module  # the model, or DDP around it
+    parameters: list[nn.Parameter]  # those that training changes
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -102,9 +58,7 @@ class TrainState:
         """
         torch.use_deterministic_algorithms(config.train.deterministic)
         bare = Network.build(config, data, dist)
-        forward: Any = dist.wrap(bare.model)
-        if config.train.compile:
-            forward = torch.compile(forward)
+        replica = dist.wrap(bare.model)
         optimizer = build_optimizer(config.optim, bare.model, config.trust)
         schedule = build_schedule(
             config.scheduler,
@@ -114,7 +68,9 @@ class TrainState:
             trust=config.trust,
         )
         return TrainState(
-            network=Network(model=bare.model, forward=forward, normalize=bare.normalize, traits=bare.traits),
+            network=bare.calling(torch.compile(replica) if config.train.compile else replica),
+            replica=replica,
+            parameters=[parameter for parameter in bare.model.parameters() if parameter.requires_grad],
             optimizer=optimizer,
             schedule=schedule,
             scaler=torch.amp.GradScaler(dist.device.type, enabled=bare.traits.grad_scaler),
@@ -124,13 +80,11 @@ class TrainState:
     @property
     def eval_network(self) -> Network:
         """The network to score and to keep: the averaged copy where there is one."""
-        model = self.ema.model if self.ema else self.network.model
-        return Network(model=model, forward=model, normalize=self.network.normalize, traits=self.network.traits)
+        return self.network.of(self.ema.model if self.ema else self.network.model)
 
     def accumulating(self, more: bool) -> AbstractContextManager[object]:
         """Under DDP, gradients are averaged over ranks with the last micro-batch of a step alone."""
-        forward = self.network.forward
-        return forward.no_sync() if more and isinstance(forward, DistributedDataParallel) else nullcontext()
+        return self.replica.no_sync() if more and isinstance(self.replica, DistributedDataParallel) else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and JSON types, under bare names; `scores` must be flushed."""
@@ -152,6 +106,11 @@ class TrainState:
             "step": self.step,
             "best": self.best,
         }
+
+    def check_scale(self) -> None:
+        """Raises NonFiniteError when fp16's gradients overflow whatever the scale: then they are not finite at all."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise NonFiniteError(f"fp16 gradients overflow at step {self.step} at any scale; try train.precision=bf16")
 
     def end_epoch(self) -> None:
         """On to the next epoch's first step."""
@@ -183,6 +142,7 @@ def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainCon
     network = state.network
     network.model.train()
     for batches in steps:
+        state.optimizer.zero_grad()
         for batch in batches:
             seed_all(dist.device, seeds.key(train.seed, state.epoch, state.step_in_epoch, batch.slot))  # for dropout
             labels = network.to_device(batch.labels)
@@ -198,14 +158,12 @@ def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainCon
 
 def optimizer_step(state: TrainState, train: TrainConfig) -> None:
     """From the step's gradients to new weights, and on to the next step."""
-    parameters = [parameter for parameter in state.network.model.parameters() if parameter.grad is not None]
     state.scaler.unscale_(state.optimizer)
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = get_total_norm([parameter.grad for parameter in state.parameters if parameter.grad is not None])
     if train.clip_norm is not None:
-        clip_grads_with_norm_(parameters, train.clip_norm, norm)
+        clip_grads_with_norm_(state.parameters, train.clip_norm, norm)
     state.scaler.step(state.optimizer)  # under fp16, a step whose gradients overflow is left out
     state.scaler.update()
-    state.optimizer.zero_grad()
     state.lr = float(state.optimizer.param_groups[0]["lr"])
     state.schedule.after_step()
     state.step += 1

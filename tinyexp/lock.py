@@ -8,7 +8,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 
 from tinyexp.errors import ConfigError
 
@@ -43,15 +42,6 @@ class DirectoryLock:
 
     def release(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> DirectoryLock:
-        self.take()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
 
 def _owner(text: str) -> str:

@@ -6,7 +6,10 @@ A record may carry something to draw (`extra=drawn(table)`): the terminal shows 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ def drawn(renderable: RenderableType) -> dict[str, Any]:
     return {"renderable": renderable}
 
 
+ALWAYS = logging.CRITICAL + 1  # the level of what is said whatever log.level is: a run's last line
+logging.addLevelName(ALWAYS, "RESULT")
 FILE_ONLY = {"file_only": True}  # for `extra`: the door tells the terminal itself
 
 
@@ -45,9 +50,12 @@ class TerminalHandler(logging.Handler):
             return
         renderable = getattr(record, "renderable", None)
         if renderable is None or not self._console.is_terminal:
-            mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+            mark = f"{record.levelname.lower()}: " if record.levelno in (logging.WARNING, logging.ERROR) else ""
             renderable = Text(mark + record.getMessage(), style=_STYLES.get(record.levelno, ""))
-        self._console.print(renderable, soft_wrap=isinstance(renderable, Text), highlight=False)
+        try:
+            self._console.print(renderable, soft_wrap=isinstance(renderable, Text), highlight=False)
+        except (OSError, SystemExit):  # rich's way with a pipe whose reader is gone is to exit
+            leave_terminal()
 
 
 class RunLogHandler(logging.FileHandler):
@@ -73,7 +81,9 @@ class RunLogHandler(logging.FileHandler):
 
 
 def start_terminal(level: str) -> Console:
-    """Show the logger's messages on the terminal from `level` on; other libraries' warnings too."""
+    """Show the logger's messages on the terminal from `level` on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without the signs of a box
     console = Console(soft_wrap=False, highlight=False)
     stop_logging()
     _LOGGER.setLevel(level.upper())
@@ -85,6 +95,14 @@ def start_terminal(level: str) -> Console:
 def start_run_log(path: Path) -> None:
     """Write the logger's messages to a file as well."""
     _LOGGER.addHandler(RunLogHandler(path))
+
+
+def leave_terminal() -> None:
+    """The terminal is gone: what else would be said there goes nowhere, and the training goes on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.close(nowhere)
+    _LOGGER.warning("the terminal can no longer be written; the training goes on")
 
 
 def stop_logging() -> None:

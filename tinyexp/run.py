@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tinyexp.checkpoint import FORMAT, decode, weights_to_use
 from tinyexp.clock import Clock, Span
 from tinyexp.config import Config
@@ -21,7 +19,7 @@ from tinyexp.data.loader import Data
 from tinyexp.data.plan import Batch
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState
-from tinyexp.errors import Interrupted, TinyexpError, exit_code
+from tinyexp.errors import ConfigError, Interrupted, TinyexpError, exit_code
 from tinyexp.log import FILE_ONLY, drawn, plain_text
 from tinyexp.metrics import NonFiniteStepError, Scores, Sums
 from tinyexp.monitor import is_better, patience_spent
@@ -76,6 +74,10 @@ class Run:
         if content := self._dist.broadcast_bytes(self._directory.read_resumed() or b""):
             checkpoint = decode(content, f"the checkpoint of {self._directory.path}")
             data.check_same(checkpoint["data"])
+            if "optimizer" not in checkpoint["state"]:
+                raise ConfigError(
+                    "best.pt has the weights to use and no optimizer: resume from last.pt, or use init_from"
+                )
             state.load_state_dict(checkpoint["state"])
             lines, self._seconds_before = checkpoint["state"]["lines"], checkpoint["state"]["seconds"]
             _log.info("resumed at step %d (epoch %d)", state.step, state.epoch + 1)
@@ -85,7 +87,7 @@ class Run:
             if state.ema:
                 state.ema.restart()
             _log.info("weights taken from %s", self._config.init_from)
-        self._directory.start_records(lines, state.step)
+        self._directory.begin(state, data, lines)
         self._introduce(state, data)
 
     def _introduce(self, state: TrainState, data: Data) -> None:
@@ -97,6 +99,7 @@ class Run:
         _log.info("%s, %s parameters, %s", state.network.summary(), f"{parameters:,}", self._dist.summary())
         header = epoch_header()
         _log.info("%s", header.plain, extra=drawn(header))
+        self.clock.switch("rest")
         self._began = self._saved = self.clock.total()
         self._first_step = state.step
         self._line_span = Span(self.clock, state.scores.line.count)
@@ -134,6 +137,7 @@ class Run:
         self._flush(state)
         self._trained = self._epoch_span.fields(state.scores.epoch.count)
         self._val_span = Span(self.clock)
+        self.clock.switch("val")  # until after_epoch, since the device may still be at it when the last batch is out
         for done, batch in enumerate(self.clock.waiting(batches, "val"), start=1):
             yield batch
             if self._signals.received and self._dist.world == 1:
@@ -148,6 +152,7 @@ class Run:
             Interrupted: as after_step.
         """
         config = self._config
+        self.clock.switch("rest")
         assert scores.count == self._data.num_scored, f"val scored {scores.count} of {self._data.num_scored} samples"
         place = {"epoch": state.epoch + 1, "step": state.step}
         trained = state.scores.epoch.scores(self._num_classes).row()
@@ -183,7 +188,7 @@ class Run:
         self.clock.switch("end")
         panel = closing_box(f"{state.epoch} epochs, {state.step:,} steps", self.clock.seconds)
         _log.info("%s", plain_text(panel), extra=drawn(panel))
-        _log.info("best val top1 %.4f (epoch %d) in %s", best["top1"], best["epoch"], self._directory.path)
+        self._directory.tell(f"best val top1 {best['top1']:.4f} (epoch {best['epoch']}) in {self._directory.path}")
 
     def _write_line(self, state: TrainState) -> None:
         self._flush(state)
@@ -200,8 +205,8 @@ class Run:
         now = self.clock.total()
         out_of_time = max_time is not None and now >= max_time
         save_due = minutes is not None and now - self._saved >= 60 * minutes
-        wishes = torch.tensor([self._signals.received is not None, out_of_time, save_due], dtype=torch.int32)
-        signalled, timed_out, save = (bool(wish) for wish in self._dist.sum(wishes))
+        self._directory.poll()
+        signalled, timed_out, save = self._dist.any([self._signals.received is not None, out_of_time, save_due])
         if signalled or timed_out:
             self._interrupt(
                 state, (self._signals.received or "a signal") if signalled else f"train.max_time={max_time:g} s"
@@ -212,11 +217,13 @@ class Run:
     def _interrupt(self, state: TrainState, reason: str) -> None:
         self._save(state, "last")
         self._directory.wait()
+        self._dist.any([True])  # all ranks stay until rank 0 has saved: torchrun ends the others when one has left
         self._summary["steps"] = state.step
         raise Interrupted(f"interrupted by {reason} at step {state.step}, saved: resume={self._directory.path} goes on")
 
     def _flush(self, state: TrainState) -> None:
         """Bring the scores up to date; a step that was not finite is told with its samples."""
+        state.check_scale()
         try:
             state.scores.flush(self._dist, state.step)
         except NonFiniteStepError as error:

@@ -9,14 +9,16 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from tinyexp.checkpoint import Checkpointer, find, read_checked, read_latest
+from tinyexp.checkpoint import Checkpointer, find, non_finite, read_checked, read_latest
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
+from tinyexp.data.loader import Data
+from tinyexp.engine import TrainState
 from tinyexp.environment import code_patch, describe_environment
 from tinyexp.errors import ConfigError, TinyexpError
 from tinyexp.files import refusal, sweep, write_json, write_text
 from tinyexp.lock import DirectoryLock
-from tinyexp.log import drawn, plain_text, start_run_log, start_terminal, stop_logging
+from tinyexp.log import ALWAYS, drawn, plain_text, start_run_log, start_terminal, stop_logging
 from tinyexp.record import Recorder
 
 _log = logging.getLogger(__name__)
@@ -46,16 +48,9 @@ class RunDirectory:
             raise _no_place(self.path, error) from error
         self._display = Display(console)
         self._recorder: Recorder | None = None
-        self._describe()
-
-    def _describe(self) -> None:
-        environment = describe_environment()
-        write_text(self.path / "config.yaml", self._config.text)
-        name = "env.json" if not (self.path / "env.json").exists() else f"env-{time.strftime('%Y%m%d-%H%M%S')}.json"
-        write_json(self.path / name, environment)
-        if environment["git"]["dirty"] and (patch := code_patch()):
-            write_text(self.path / "code.patch", patch + "\n")
-        own = {key: value for key, value in self._config.plain.items() if value not in (None, [])}
+        if not self._existed:
+            write_text(self.path / "config.yaml", config.text)
+        own = {key: value for key, value in config.plain.items() if value not in (None, [])}
         tree = config_tree(str(self.path), own)
         _log.info("%s", plain_text(tree), extra=drawn(tree))
 
@@ -81,14 +76,24 @@ class RunDirectory:
         path = self._config.init_from
         return None if path is None else read_checked(find(path, "best"))
 
-    def start_records(self, lines: int, step: int) -> None:
-        """Go on with the metrics after their first `lines` lines and step `step`."""
-        before = step if self._existed else None
+    def begin(self, state: TrainState, data: Data, lines: int) -> None:
+        """The state is whole: write what the run is, and go on with the metrics after their first `lines` lines.
+
+        Not sooner: a resume that fails leaves all records as they were.
+        """
+        self._checkpointer.constants = non_finite(state.state_dict())
+        stamp = time.strftime("-%Y%m%d-%H%M%S") if (self.path / "env.json").exists() else ""
+        environment = describe_environment() | {"dataset": {"fingerprint": data.fingerprint}}
+        write_text(self.path / "config.yaml", self._config.text)
+        write_json(self.path / f"env{stamp}.json", environment)
+        if environment["git"]["dirty"] and (patch := code_patch()):
+            write_text(self.path / f"code{stamp}.patch", patch + "\n")
+        before = state.step if self._existed else None
         self._recorder = Recorder(self.path, self._config.log.tensorboard, lines=lines, step=before)
 
     @property
     def recorder(self) -> Recorder:
-        assert self._recorder is not None, "start_records comes first"
+        assert self._recorder is not None, "begin comes first"
         return self._recorder
 
     def row(self, row: dict[str, Any]) -> None:
@@ -104,11 +109,19 @@ class RunDirectory:
         """Until all checkpoints are on the disk."""
         self._checkpointer.wait()
 
+    def poll(self) -> None:
+        """Raise what went wrong with a save since."""
+        self._checkpointer.poll()
+
     def summary(self, summary: dict[str, Any]) -> None:
         if self._recorder:
             self._recorder.summary(summary)
-        else:
+        elif not self._existed:
             write_json(self.path / "summary.json", summary)
+
+    def tell(self, line: str) -> None:
+        """A line that comes whatever log.level is."""
+        _log.log(ALWAYS, line)
 
     def due(self) -> bool:
         return self._display.due()

@@ -118,10 +118,16 @@ def build_schedule(
     if interval == "epoch":  # what it counts are epochs
         total, steps_per_epoch = total // steps_per_epoch, 1
     arguments = {key: _in_steps(value, steps_per_epoch) for key, value in arguments.items()}
-    spelled = Component(slot="scheduler", target=component.target, arguments=arguments, trusted=component.trusted)
+    spelled = Component(
+        slot="scheduler",
+        target=component.target,
+        arguments=arguments,
+        trusted=component.trusted,
+        inherited=component.inherited,
+    )
     if inspect.isclass(target):
         return Schedule(build(spelled, trust, optimizer, total_steps=total), interval)
-    check_arguments(spelled, target, 2, {})
+    arguments = check_arguments(spelled, target, 2, {})
 
     def factor(step: int) -> float:
         return float(target(step, total, **arguments))

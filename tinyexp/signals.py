@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGUSR1: the first asks for a checkpoint and an end, the second ends at once.
+"""SIGTERM, SIGINT, SIGUSR1 and SIGHUP: the first asks for a checkpoint and an end, the second ends at once.
 
 A Python signal handler does not run while the main thread is blocked in a collective or a long operation; the system's
 own byte in a pipe and a thread that waits for it do.
@@ -6,6 +6,7 @@ own byte in a pipe and a thread that waits for it do.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import select
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DEADLINE = 20.0  # seconds from the first signal to a saved checkpoint; torchrun kills after 30
 
 
@@ -31,7 +32,8 @@ class SignalWatch:
         self._deadline = deadline
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._previous = {number: signal.signal(number, _take) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, _take) for number in heeded}  # nohup has SIGHUP ignored
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
@@ -63,6 +65,13 @@ class SignalWatch:
                 if number in wanted:
                     self.received = signal.Signals(number).name
                     latest = time.monotonic() + self._deadline
+                    _say(f"{self.received}: saving after this step; once more leaves at once")
+
+
+def _say(message: str) -> None:
+    """Past all buffers and locks, which the blocked main thread may hold."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\r{message}\n".encode())
 
 
 def _take(number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,6 +27,7 @@ _FUNCTIONS = {
     "scheduler": ("tinyexp.schedule.",),
     "dataset": ("tinyexp.data.",),
 }
+_log = logging.getLogger(__name__)
 _PACKAGES = ("torch.", "torchvision.", "tinyexp.")
 
 
@@ -70,7 +72,7 @@ def build(component: Component, trust: tuple[str, ...], *positional: object, **o
     arguments = check_arguments(component, target, len(positional), offered)
     try:
         return target(*positional, **arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(f"{component.slot}: {component.target} does not take these arguments: {error}") from error
 
 
@@ -85,10 +87,14 @@ def check_arguments(
     parameters = list(inspect.signature(target).parameters.values())[num_positional:]
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for key in component.arguments:
-        if key not in named and not anything:
+    unknown = [] if anything else [key for key in component.arguments if key not in named]
+    for key in unknown:
+        if key in component.inherited:
+            _log.info("%s.%s is left out: %s does not take it", component.slot, key, component.target)
+        else:
             raise ConfigError(f"{component.slot}.{key} is no argument of {component.target}{did_you_mean(key, named)}")
     arguments = {**{key: value for key, value in offered.items() if key in named}, **component.arguments}
+    arguments = {key: value for key, value in arguments.items() if key not in unknown}
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise ConfigError(f"{component.slot}.{key} must be given: {component.target} needs it")

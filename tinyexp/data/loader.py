@@ -17,7 +17,7 @@ from tinyexp.data.augment import augment
 from tinyexp.data.plan import Batch, Plan
 from tinyexp.data.source import Source
 from tinyexp.dist import Dist
-from tinyexp.errors import ConfigError
+from tinyexp.errors import ConfigError, DataError
 from tinyexp.targets import build
 
 Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
@@ -99,7 +99,13 @@ class Data:
 
     def _fetch(self, keys: list[Key]) -> Iterator[Arrays]:
         self._keys.keys = keys
-        return map(self._fetcher.__getitem__, keys) if self._loader is None else iter(self._loader)
+        if self._loader is None:
+            yield from map(self._fetcher.__getitem__, keys)
+            return
+        for arrays in self._loader:
+            if isinstance(arrays, DataError):
+                raise arrays
+            yield arrays
 
 
 def load_data(config: Config, dist: Dist) -> Data:
@@ -135,6 +141,19 @@ class _Fetcher(Dataset[Arrays]):
         )
 
 
+class _InWorker(Dataset[Arrays | DataError]):
+    """The fetcher in a loader process: bad data comes back as a value, since a raised error would be its traceback."""
+
+    def __init__(self, fetcher: _Fetcher) -> None:
+        self._fetcher = fetcher
+
+    def __getitem__(self, key: Key) -> Arrays | DataError:
+        try:
+            return self._fetcher[key]
+        except DataError as error:
+            return error
+
+
 class _Keys(Sampler[Key]):
     """The keys to fetch next; set before each phase, so that loader processes live on between phases."""
 
@@ -153,7 +172,7 @@ def _worker_loader(fetcher: _Fetcher, keys: _Keys, loader: LoaderConfig, pin: bo
     if not loader.workers:
         return None
     return DataLoader(
-        fetcher,
+        _InWorker(fetcher),
         sampler=keys,
         batch_size=None,
         num_workers=loader.workers,

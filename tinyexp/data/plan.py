@@ -43,7 +43,8 @@ class Plan:
         limit = train.limit_batches
         self.steps_per_epoch = min(self._steps, limit or self._steps)
         self.num_scored = min(num_val, limit * train.eval_batch_size) if limit else num_val
-        self._mine = np.arange(dist.rank, self.num_scored, dist.world, dtype=np.int64)
+        # Under a limit, evenly spaced ones: a folder's first ones are all of one class.
+        self._mine = np.arange(dist.rank, self.num_scored, dist.world, dtype=np.int64) * num_val // self.num_scored
         self.val_batches = math.ceil(len(self._mine) / train.eval_batch_size)
         self._order: tuple[int, NDArray[np.int64]] = (-1, self._mine)
 
@@ -92,6 +93,7 @@ class Plan:
     def _bounds(self, total: int) -> list[int]:
         """Where each of this rank's slots begins, and the last one ends, when all slots share `total` samples.
 
-        In contiguous shares as even as can be.
+        In contiguous shares as even as can be, of at least two samples, since batch-norm cannot take one alone.
         """
-        return [-(-total * slot // self._num_slots) for slot in (*self._slots, self._slots[-1] + 1)]
+        used = max(1, min(self._num_slots, total // 2))
+        return [-(-total * min(slot, used) // used) for slot in (*self._slots, self._slots[-1] + 1)]

@@ -9,9 +9,10 @@ from tinyexp.checkpoint import find, load, weights_to_use
 from tinyexp.compose import recompose
 from tinyexp.data.loader import load_data
 from tinyexp.dist import process_group
-from tinyexp.engine import Network, evaluate
+from tinyexp.engine import evaluate
 from tinyexp.errors import ConfigError
 from tinyexp.metrics import Scores
+from tinyexp.network import Network
 
 USAGE = "eval RUN|CHECKPOINT [overrides]"
 
@@ -24,13 +25,13 @@ def main(paths: list[str], overrides: list[str]) -> None:
         IntegrityError: the checkpoint is damaged.
     """
     path = find(paths[0], "best")
-    scores = score(load(path), str(path), overrides)
-    top5 = "" if scores.top5 is None else f" top5 {scores.top5:.4f}"
-    print(f"val loss {scores.loss:.4f} top1 {scores.top1:.4f}{top5} ({scores.count} images)")  # noqa: T201
+    score(load(path), str(path), overrides)
 
 
 def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scores:
-    """A checkpoint's scores under its own config with overrides; images are normalised as its network learned them.
+    """Print and return a checkpoint's scores under its own config with overrides.
+
+    Images are normalised as its network learned them.
 
     Raises:
         ConfigError: overrides that do not fit, or a data set of other classes.
@@ -45,4 +46,8 @@ def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scor
             )
         network = Network.build(config, data, dist)
         network.load(weights_to_use(checkpoint), origin)
-        return evaluate(network, data.val(), len(data.classes), dist)
+        scores = evaluate(network, data.val(), len(data.classes), dist)
+        if dist.rank == 0:
+            top5 = "" if scores.top5 is None else f" top5 {scores.top5:.4f}"
+            print(f"val loss {scores.loss:.4f} top1 {scores.top1:.4f}{top5} ({scores.count} images)")  # noqa: T201
+        return scores

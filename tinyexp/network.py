@@ -1,0 +1,90 @@
+"""What turns uint8 images into logits: a model, its normalisation and precision. Training, val and eval share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tinyexp.config import Config
+from tinyexp.data.loader import Data
+from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
+from tinyexp.dist import Dist
+from tinyexp.errors import ConfigError
+from tinyexp.targets import build
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """uint8 images in, logits out: a bare model, and how it is called on this device."""
+
+    model: nn.Module
+    forward: Callable[[Tensor], Tensor]  # the model itself, or DDP or a compiled function around it
+    normalize: Normalizer
+    traits: Traits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 -> (N, classes) float32, on the device."""
+        with torch.autocast(self.traits.device.type, self.traits.autocast, enabled=self.traits.autocast is not None):
+            logits = self.forward(self.normalize(images))
+        return logits.float()
+
+    def to_device(self, labels: Tensor) -> Tensor:
+        return labels.to(self.traits.device, non_blocking=self.traits.pin_memory)
+
+    def summary(self) -> str:
+        precision = "fp32" if self.traits.autocast is None else str(self.traits.autocast).removeprefix("torch.")
+        return f"{type(self.model).__name__} in {precision} on {self.traits.device}"
+
+    def load(self, weights: dict[str, Tensor], origin: str) -> None:
+        """Take these weights. Raises ConfigError, which names their origin, when they are another network's."""
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ConfigError(f"{origin} has the weights of another network: {error}") from error
+
+    def of(self, model: nn.Module) -> Network:
+        """Another model of this kind, called bare."""
+        return replace(self, model=model, forward=model)
+
+    def calling(self, forward: Callable[[Tensor], Tensor]) -> Network:
+        """The same model, called through a wrapper."""
+        return replace(self, forward=forward)
+
+    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        """Try it on two black images. Raises ConfigError when it does not take them, or gives no (2, num_classes)."""
+        self.model.eval()
+        name, shape = type(self.model).__name__, "x".join(map(str, image_shape))
+        try:
+            with torch.no_grad():
+                logits = self(torch.zeros(2, *image_shape, dtype=torch.uint8))
+        except Exception as error:  # whatever a network of any kind says to images that it cannot take
+            reason = str(error).strip().split("\n")[0]
+            raise ConfigError(
+                f"model {name} does not take images of {shape}: {reason}. Try another dataset.image_size"
+            ) from error
+        if logits.shape != (2, num_classes):
+            raise ConfigError(
+                f"model {name} must give (2, {num_classes}) logits for 2 images, got {tuple(logits.shape)}. "
+                f"num_classes is passed where the signature shows it; else try +model.num_classes={num_classes}"
+            )
+
+    @staticmethod
+    def build(config: Config, data: Data, dist: Dist) -> Network:
+        """The config's model with weights that follow from the seed, for this data and device.
+
+        Raises:
+            ConfigError: no such model, arguments that it does not take, or not a network for this data.
+        """
+        channels, height, width = data.image_shape
+        plan = traits(dist.device, config.train.precision, height * width, fast_bf16(dist.device))
+        seed_all(torch.device("cpu"), config.train.seed)  # on the CPU, so that the weights are the same for each device
+        offered = {"num_classes": len(data.classes), "in_channels": channels, "image_size": height}
+        model: nn.Module = build(config.model, config.trust, **offered)
+        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
+        network = Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)
+        network.check(data.image_shape, len(data.classes))
+        return network
