@@ -221,7 +221,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _inherited(plain: dict[str, Any], slots: Sequence[str], given: set[str]) -> dict[str, frozenset[str]]:
     """The arguments of these slots that the command line did not give."""
     return {
-        slot: frozenset(key for key in _mapping(plain[slot], slot) if f"{slot}.{key}" not in given) for slot in slots
+        slot: frozenset(key for key in _mapping(plain.get(slot, {}), slot) if f"{slot}.{key}" not in given)
+        for slot in slots
     }
 
 

@@ -83,6 +83,9 @@ class Network:
         seed_all(torch.device("cpu"), config.train.seed)  # on the CPU, so that the weights are the same for each device
         offered = {"num_classes": len(data.classes), "in_channels": channels, "image_size": height}
         model: nn.Module = build(config.model, config.trust, **offered)
+        if not isinstance(model, nn.Module):
+            name = config.model.target
+            raise ConfigError(f"model._target_={name} must return a Module, got {type(model).__name__}")
         layout = torch.channels_last if plan.channels_last else torch.contiguous_format
         model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
         network = Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)

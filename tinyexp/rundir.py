@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from tinyexp.checkpoint import Checkpointer, find, non_finite, read_checked, read_latest
+from tinyexp.checkpoint import Checkpointer, find, load, non_finite, read_checked, read_latest
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
 from tinyexp.data.loader import Data
@@ -88,8 +88,16 @@ class RunDirectory:
         write_json(self.path / f"env{stamp}.json", environment)
         if environment["git"]["dirty"] and (patch := code_patch()):
             write_text(self.path / f"code{stamp}.patch", patch + "\n")
+        self._set_aside_later_best(state.step)
         before = state.step if self._existed else None
         self._recorder = Recorder(self.path, self._config.log.tensorboard, lines=lines, step=before)
+
+    def _set_aside_later_best(self, step: int) -> None:
+        """Where the user went back to an older checkpoint, the best of what came after it is no longer this run's."""
+        best = self.checkpoints / "best.pt"
+        if (self._config.resume or "").endswith(".pt") and best.exists() and load(best)["state"]["step"] > step:
+            aside = best.replace(best.with_name("best.later.pt"))
+            _log.warning("%s is of a later step than %d: kept as %s", best, step, aside.name)
 
     @property
     def recorder(self) -> Recorder:
