@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults import SMALL, run
+from faults import SMALL, end_all, run
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +16,10 @@ def uncut(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run(folder, *SMALL)
     assert ended.code == 0, ended.output
     return folder / "run"
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """A test that fails leaves no process behind, which pytest would wait for."""
+    yield
+    end_all()

@@ -205,6 +205,9 @@ class Ended:
     output: str
 
 
+_children: list[Child] = []
+
+
 class Child:
     """A run in a process, session and process group of its own, in the working directory `folder`."""
 
@@ -216,6 +219,7 @@ class Child:
         _start_server()
         self._process = _context.Process(target=_child, args=(folder, words, faults))
         self._process.start()
+        _children.append(self)
 
     @property
     def pid(self) -> int:
@@ -254,6 +258,14 @@ def start(folder: Path, *words: str, faults: Sequence[Installable] = ()) -> Chil
 
 def run(folder: Path, *words: str, faults: Sequence[Installable] = (), seconds: float = 60) -> Ended:
     return start(folder, *words, faults=faults).wait(seconds)
+
+
+def end_all() -> None:
+    """Kill what this test has started and not ended."""
+    while _children:
+        child = _children.pop()
+        if child.alive:
+            child.kill()
 
 
 def until(condition: Callable[[], bool], seconds: float = 30) -> None:

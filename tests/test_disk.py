@@ -124,6 +124,15 @@ def test_failed_save_on_a_signal(tmp_path: Path) -> None:
     assert_not_saved(tmp_path / "run", ended, 5)
 
 
+def test_best_is_not_promised_where_it_failed(tmp_path: Path, uncut: Path) -> None:
+    """last.pt says which epoch best.pt is of."""
+    faults = [Fault("os.fsync", disk_broken, r"\.best\.pt\.tmp-", nth=2)]
+    ended = run(tmp_path, *SMALL, "ckpt.every_minutes=null", faults=faults)
+    assert_not_saved(tmp_path / "run", ended, 1)
+    assert run(tmp_path, "resume=run").code == 0
+    assert digest(tmp_path / "run", "best") == digest(uncut, "best")
+
+
 def test_last_save_of_all_fails(tmp_path: Path) -> None:
     words = ("ckpt.every_minutes=null",)
     ended = run(tmp_path, *SMALL, *words, faults=[Fault("os.fsync", disk_full, ASIDE, nth=2)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tinyexp.config import EarlyStop
 from tinyexp.device import available_devices
 from tinyexp.ema import Ema
 from tinyexp.engine import TrainState, evaluate, train_epoch
+from tinyexp.errors import ConfigError
 from tinyexp.metrics import Scores
 from tinyexp.monitor import is_better, patience_spent
 from tinyexp.verbs.eval import score
@@ -152,6 +154,29 @@ def test_dropout_follows_from_seed_epoch_step_and_slot() -> None:
     first, again, *others = drawn
     assert torch.equal(first, again)
     assert not any(torch.equal(a, b) for a, b in itertools.combinations([first, *others], 2))
+
+
+def test_val_has_no_dropout_and_training_has_it_again() -> None:
+    config, data, state = begin("model.dropout=0.5", "train.limit_batches=1", "train.eval_batch_size=50")
+    seen = [evaluate(state.eval_network, data.val(), 10, ALONE).loss for _ in range(2)]
+    state.network.model.dropout.p = 0.0
+    assert {*seen, evaluate(state.eval_network, data.val(), 10, ALONE).loss} == {seen[0]}
+    next(train_epoch(state, data.train(0), config.train, ALONE))
+    assert state.network.model.training
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("model._target_=torch.nn.Flatten", "model Flatten must give (2, 10) logits for 2 images, got (2, 784)"),
+        ("model._target_=torch.nn.Identity", "must give (2, 10) logits for 2 images, got (2, 1, 28, 28)"),
+        ("model._target_=torch.nn.PixelShuffle +model.upscale_factor=3", "does not take images of 1x28x28: "),
+        ("model._target_=os.getcwd", "model._target_=os.getcwd must return a Module, got str"),
+    ],
+)
+def test_what_is_no_network_for_this_data(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        begin(*words.split())
 
 
 # the averaged copy

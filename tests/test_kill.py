@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from faults import (
     LAST,
     PREV,
     SMALL,
+    STEPS,
     Fault,
     Installable,
     Torn,
@@ -75,6 +78,16 @@ def test_killed_where_no_file_has_two_names(tmp_path: Path, uncut: Path) -> None
     assert run(tmp_path, *SMALL, faults=[no_links, Fault("os.replace", kill9, LAST, nth=5)]).code == -9
     assert not (tmp_path / "run/checkpoints/last.pt").exists()
     assert latest_step(tmp_path / "run") == 4
+    assert run(tmp_path, "resume=run").code == 0
+    assert digest(tmp_path / "run") == digest(uncut)
+
+
+def test_killed_on_the_way_back_from_a_damaged_checkpoint(tmp_path: Path, uncut: Path) -> None:
+    """The damaged last.pt never takes the place of the whole prev.pt."""
+    shutil.copytree(uncut, tmp_path / "run")
+    os.truncate(tmp_path / "run/checkpoints/last.pt", 1000)
+    assert run(tmp_path, "resume=run", faults=[Fault("os.replace", kill9, LAST)]).code == -9
+    assert state(tmp_path / "run", "prev")["step"] == 2 * STEPS
     assert run(tmp_path, "resume=run").code == 0
     assert digest(tmp_path / "run") == digest(uncut)
 

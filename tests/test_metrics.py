@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from tinyexp.data.loader import Data
 from tinyexp.device import Normalizer, traits
 from tinyexp.dist import Dist
-from tinyexp.engine import Network, evaluate
+from tinyexp.engine import evaluate
 from tinyexp.errors import NonFiniteError
 from tinyexp.metrics import EvalSums, NonFiniteStepError, RunningScores, Scores, Sums, top_hits
+from tinyexp.network import Network
 
 CLASSES = 6
 

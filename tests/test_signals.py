@@ -71,6 +71,11 @@ def test_elsewhere(tmp_path: Path, uncut: Path, fault: Fault, step: int | None) 
     assert_left_in_order(tmp_path, run(tmp_path, *SMALL, faults=[fault]), uncut, step)
 
 
+def test_val_is_not_waited_for(tmp_path: Path) -> None:
+    assert run(tmp_path, *SMALL, faults=[Fault("tinyexp.engine.EvalSums.add", terminate)]).code == 75
+    assert {"epoch": 0, "step_in_epoch": STEPS}.items() <= state(tmp_path / "run").items()
+
+
 def test_in_the_last_step_of_all(tmp_path: Path, uncut: Path) -> None:
     fault = Fault("tinyexp.engine.optimizer_step", terminate, nth=2 * STEPS)
     assert_left_in_order(tmp_path, run(tmp_path, *SMALL, faults=[fault]), uncut, step=2 * STEPS)

@@ -11,7 +11,7 @@ from helpers import component, rows, train
 from torch import nn
 
 from tinyexp.__main__ import main
-from tinyexp.compose import CONF, read
+from tinyexp.compose import CONF, compose, read, recompose
 from tinyexp.config import SLOTS
 from tinyexp.errors import ConfigError
 from tinyexp.optim import build_optimizer
@@ -196,6 +196,17 @@ def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
         build(component("model", "tinyexp.models.LeNet5", **arguments), ())
 
 
+def test_another_target_leaves_out_what_only_the_yamls_own_takes() -> None:
+    """But not what the command line gives."""
+    optim = compose(["optim._target_=torch.optim.RMSprop", "optim.eps=0.5"]).optim
+    assert build_optimizer(optim, nn.Linear(2, 2), ()).defaults["eps"] == 0.5  # betas are AdamW's
+    again = recompose(compose([]).plain, ["optim._target_=torch.optim.RMSprop"]).optim
+    assert isinstance(build_optimizer(again, nn.Linear(2, 2), ()), torch.optim.RMSprop)
+    for words in (["optim.betas=[0.8,0.9]"], ["+optim.lrr=1"]):
+        with pytest.raises(ConfigError, match=r"optim\.(betas|lrr) is no argument of torch\.optim\.RMSprop"):
+            build_optimizer(compose(["optim._target_=torch.optim.RMSprop", *words]).optim, nn.Linear(2, 2), ())
+
+
 def test_a_missing_argument() -> None:
     with pytest.raises(ConfigError, match=r"model\.out_features must be given: torch\.nn\.Linear needs it"):
         build(component("model", "torch.nn.Linear", in_features=3), ())
@@ -220,12 +231,15 @@ def test_classes_of_ones_own(user_package: Path, tmp_path: Path, capsys: pytest.
     """One run with a data set, model, optimizer and scheduler outside the package, by names alone."""
     run = train(
         tmp_path / "run",
-        *("dataset._target_=mypkg.parts.brightness", "~dataset.image_size", "+dataset.count=20"),
-        *("model._target_=mypkg.parts.Net", "~model.dropout", "+model.width=8"),
-        *("optim._target_=mypkg.parts.Descent", "~optim.betas", "~optim.eps", "~optim.weight_decay", "optim.lr=0.5"),
-        *("scheduler._target_=mypkg.parts.Halving", "~scheduler.cycles", "~scheduler.warmup"),
-        *("train.epochs=3", "train.batch_size=10"),
+        *("dataset._target_=mypkg.parts.brightness", "+dataset.count=20"),
+        *("model._target_=mypkg.parts.Net", "+model.width=8"),
+        *("optim._target_=mypkg.parts.Descent", "optim.lr=0.5"),
+        "scheduler._target_=mypkg.parts.Halving",
+        *("train.epochs=3", "train.batch_size=10", "log.level=info"),
     )
+    out = capsys.readouterr().out
+    for key in ("dataset.image_size", "model.dropout", "optim.betas", "scheduler.cycles"):  # of conf/'s own choices
+        assert f"{key} is left out: mypkg.parts." in out
     assert [row["lr"] for row in rows(run, "train_epoch")] == [0.5, 0.25, 0.125]
     assert rows(run, "val")[-1]["top1"] == 1
     assert "top5" not in rows(run, "val")[-1]
