@@ -6,7 +6,7 @@ import gzip
 import json
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -140,6 +140,10 @@ class Rank(Dist):
         total = torch.stack([meeting.brought[rank] for rank in range(self.world)]).sum(0)
         meeting.barrier.wait()
         return total
+
+    def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.copy_(self.sum(tensor if self.rank == 0 else torch.zeros_like(tensor)))
 
 
 def on_ranks(world: int, job: Callable[[Dist], T]) -> list[T]:

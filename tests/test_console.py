@@ -297,10 +297,11 @@ def test_each_moment_belongs_to_one_section(time: Time) -> None:
         time.now += 2
         with watch.within("save"):
             time.now += item
+        time.now += 3
     time.now += 4
     watch.switch("end")
-    assert watch.seconds == {"start": 5, "train": 4, "save": 3, "data": 0}
-    assert sum(watch.seconds.values()) == watch.total() == 12
+    assert watch.seconds == {"start": 5, "train": 10, "save": 3, "data": 0}
+    assert sum(watch.seconds.values()) == watch.total() == 18
 
 
 def test_waiting_for_data_is_told_from_using_it(time: Time) -> None:

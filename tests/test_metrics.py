@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -80,6 +81,24 @@ def test_limit_batches_limits_val_over_all_ranks(model: nn.Module) -> None:
         return score(model, make_data(source, dist, eval_batch_size=4, limit_batches=3), dist)
 
     assert {scores.count for world in (1, 2, 3) for scores in on_ranks(world, job)} == {12}
+
+
+def test_all_ranks_score_with_the_buffers_of_the_first() -> None:
+    """DDP leaves batch-norm's different on the ranks after the last step."""
+    source = make_source(num_val=20, classes=CLASSES)
+    base = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(16, CLASSES)).double()
+    models = [copy.deepcopy(base) for _ in range(3)]
+
+    def job(dist: Dist) -> tuple[Scores, Tensor]:
+        norm = models[dist.rank][0]
+        norm.running_mean += dist.rank
+        return score(models[dist.rank], make_data(source, dist), dist), norm.running_mean
+
+    (alone, _), *together = job(ALONE), *on_ranks(3, job)
+    for each, mean in together:
+        assert mean == 0
+        assert each.loss == pytest.approx(alone.loss)
+        assert torch.equal(each.confusion, alone.confusion)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

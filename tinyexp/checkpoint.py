@@ -38,6 +38,7 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         self._proven = False
+        self._failed = False
         self.constants: frozenset[str] = frozenset()  # tensors that may hold inf, since they did before the first step
 
     def save(self, content: dict[str, Any], *names: str) -> None:
@@ -82,6 +83,9 @@ class Checkpointer:
         self._writer.shutdown()
 
     def _write(self, buffer: io.BytesIO, names: tuple[str, ...]) -> None:
+        if self._failed:  # a last.pt that came after would say of best.pt what is not so
+            return
+        self._failed = True
         for name in names:
             previous = self._folder / "prev.pt" if name == "last" else None
             with written_aside(self._folder / f"{name}.pt", previous) as file:
@@ -89,6 +93,7 @@ class Checkpointer:
             if name.startswith("epoch-"):
                 for old in sorted(self._folder.glob("epoch-*.pt"))[: -self._keep]:
                     old.unlink(missing_ok=True)
+        self._failed = False
 
 
 def non_finite(state: dict[str, Any]) -> frozenset[str]:
@@ -179,7 +184,7 @@ def find(path: str, name: str) -> Path:
     return given
 
 
-def read_latest(folder: Path) -> tuple[bytes, Path] | None:
+def read_latest(folder: Path) -> bytes | None:
     """The newest checkpoint of a run that passes its check: last.pt, else prev.pt; None where there is neither.
 
     Raises:
@@ -188,7 +193,7 @@ def read_latest(folder: Path) -> tuple[bytes, Path] | None:
     there = [path for path in (folder / "last.pt", folder / "prev.pt") if path.is_file()]
     for position, path in enumerate(there, start=1):
         try:
-            return read_checked(path), path
+            return read_checked(path)
         except IntegrityError as error:
             if position == len(there):
                 raise

@@ -69,7 +69,7 @@ class RunDirectory:
         if found is None:
             _log.info("%s has no checkpoint yet: the run begins", self.path)
             return None
-        return found[0]
+        return found
 
     def read_initial(self) -> bytes | None:
         """The checked bytes of init_from's checkpoint, a run's best by default."""
