@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults import (
+    FOREVER,
     SMALL,
     STEPS,
     Ended,
@@ -33,6 +34,8 @@ from faults import (
 from tinyexp.signals import SIGNALS, SignalWatch
 
 BLOCKED = Fault("tinyexp.engine.optimizer_step", pause, nth=5)  # in the main thread, in C
+
+SLOW = Fault("tinyexp.engine.optimizer_step", functools.partial(time.sleep, 0.1), times=FOREVER)  # time for a signal
 
 
 def assert_left_in_order(folder: Path, ended: Ended, uncut: Path, step: int | None = None) -> None:
@@ -94,7 +97,7 @@ def test_second_signal_leaves_at_once(tmp_path: Path, uncut: Path) -> None:
     time.sleep(0.3)
     assert child.alive, "the first signal must wait for the step"
     child.send(signal.SIGINT)
-    ended = child.wait(3)
+    ended = child.wait(10)
     assert "left at once: SIGINT after SIGTERM" in ended.output
     assert_left_in_order(tmp_path, ended, uncut)
 
@@ -103,26 +106,26 @@ def test_second_signal_before_there_is_a_checkpoint(tmp_path: Path) -> None:
     child = start(tmp_path, *SMALL, faults=[Fault("tinyexp.verbs.train.load_data", pause)]).until_paused()
     child.send(signal.SIGTERM)
     child.send(signal.SIGUSR1)
-    assert child.wait(3).code == 1
+    assert child.wait(10).code == 1
     assert {"status": "failed", "exit_code": 1}.items() <= summary(tmp_path / "run").items()
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.02, 0.08])
 def test_two_signals_in_a_tenth_of_a_second(tmp_path: Path, uncut: Path, gap: float) -> None:
-    child = start(tmp_path, *SMALL)
+    child = start(tmp_path, *SMALL, faults=[SLOW])
     until((tmp_path / "run/checkpoints/prev.pt").exists)
     child.send(signal.SIGTERM)
     time.sleep(gap)
     if child.alive:
         child.send(signal.SIGINT)
-    assert_left_in_order(tmp_path, child.wait(3), uncut)
+    assert_left_in_order(tmp_path, child.wait(10), uncut)
 
 
 def test_deadline(tmp_path: Path, uncut: Path) -> None:
     soon = Replaced("tinyexp.run.SignalWatch", functools.partial(SignalWatch, deadline=1.0))
     child = start(tmp_path, *SMALL, faults=[BLOCKED, soon]).until_paused()
     child.send(signal.SIGUSR1)
-    ended = child.wait(4)
+    ended = child.wait(10)
     assert "left at once: SIGUSR1: no checkpoint within 1 s" in ended.output
     assert_left_in_order(tmp_path, ended, uncut)
 
@@ -141,13 +144,13 @@ def test_second_signal_leaves_though_all_hangs(tmp_path: Path, stuck: Fault) -> 
 
 def test_group_signal_counts_once_with_loader_processes(tmp_path: Path, uncut: Path) -> None:
     words = (*SMALL, "dataset.workers=2")
-    child = start(tmp_path, *words)
+    child = start(tmp_path, *words, faults=[SLOW])
     until((tmp_path / "run/checkpoints/prev.pt").exists)
     assert len(session(child.pid)) == 3
     os.killpg(child.pid, signal.SIGINT)
     ended = child.wait(10)
     assert "left at once" not in ended.output
-    until(lambda: not session(child.pid), 2)
+    until(lambda: not session(child.pid), 4)  # an orphan would be there for 5 s
     assert_left_in_order(tmp_path, ended, uncut)
 
 
