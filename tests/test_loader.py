@@ -20,6 +20,8 @@ from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError
 
 SOURCE = make_source(num_train=37, num_val=11)
+# Python 3.12 and later warn of a fork beside threads, which torch has; a loader process uses none of them.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
 
 def indices(data: Data, epoch: int, start: int = 0) -> list[list[int]]:
