@@ -99,7 +99,7 @@ class Checkpointer:
 def non_finite(state: dict[str, Any]) -> frozenset[str]:
     """The names of the tensors that hold inf or nan; waits for the device.
 
-    A finite sum shows it for all its terms, at a fifth of the time of looking at each.
+    A finite sum shows it for all its terms, and is taken faster than a look at each.
     """
     floating = ((name, tensor) for name, tensor in _tensors(state, "") if tensor.is_floating_point())
     return frozenset(name for name, tensor in floating if not (tensor.sum().isfinite() or tensor.isfinite().all()))

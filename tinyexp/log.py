@@ -32,10 +32,9 @@ FILE_ONLY = {"file_only": True}  # for `extra`: the door tells the terminal itse
 
 def plain_text(renderable: RenderableType, width: int = 120) -> str:
     """What a renderable looks like without a terminal."""
-    console = Console(width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
+    text = io.StringIO()
+    Console(file=text, width=width, color_system=None, force_terminal=False).print(renderable)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n"))
 
 
 class TerminalHandler(logging.Handler):
