@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 MADE   := $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench ddp
+.PHONY: help run test check docs bench ddp
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,12 +28,16 @@ run: $(MADE)  ## train; ARGS="model=resnet18 train.epochs=2"
 test: $(MADE)  ## all tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-check: $(MADE)  ## lint, format, types, layers and the fast tests
+check: $(MADE)  ## lint, format, types, layers, docs/configuration.md and the fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/configuration.py --check
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+docs: $(MADE)  ## docs/configuration.md from conf/ and its types
+	$(BIN)/python docs/configuration.py
 
 bench: $(MADE)  ## the step against a bare loop
 	$(BIN)/python benchmarks/step.py $(ARGS)

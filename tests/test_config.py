@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tinyexp.config import (
     LoaderConfig,
     LogConfig,
     RunConfig,
+    SweepConfig,
     TensorBoardConfig,
     TrainConfig,
     changed_keys,
@@ -40,6 +42,7 @@ OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with 
     "log": (LogConfig, PLAIN.plain["log"]),
     "log.tensorboard": (TensorBoardConfig, PLAIN.plain["log"]["tensorboard"]),
     "ckpt": (CkptConfig, PLAIN.plain["ckpt"]),
+    "sweep": (SweepConfig, PLAIN.plain["sweep"]),
     "hw": (HwConfig, PLAIN.plain["hw"]),
     "dataset": (LoaderConfig, {f.name: PLAIN.plain["dataset"][f.name] for f in fields(LoaderConfig)}),
 }
@@ -58,12 +61,12 @@ def stored(**changes: Any) -> dict[str, Any]:
     ("words", "message"),
     [
         # words that are no override
-        ("foo", "foo is neither a verb nor key=value; valid: eval, show, train"),
+        ("foo", "foo is neither a verb nor key=value; valid: check, eval, report, show, sweep, train"),
         ("tarin", "tarin is neither a verb nor key=value; did you mean train?"),
         ("outputs/run", "outputs/run is neither a verb nor key=value"),
         ("train outputs/run", "outputs/run is neither a verb nor key=value"),
         ("train.epochs=2 eval", "the verb comes first: tinyexp eval ..."),
-        ("--foo", "--foo is no option; valid: --help, --version"),
+        ("--foo", "--foo is no option; did you mean --info?"),
         ("--hlep", "--hlep is no option; did you mean --help?"),
         ("-x train.epochs=2", "-x is no option"),
         ("eval", "eval takes one path, got 0: tinyexp eval RUN|CHECKPOINT [overrides]"),
@@ -75,10 +78,10 @@ def stored(**changes: Any) -> dict[str, Any]:
         # unknown keys and groups
         ("optim.lrr=0.1", "optim.lrr is no key; did you mean optim.lr?"),
         ("train.epoch=3", "train.epoch is no key; did you mean train.epochs?"),
-        ("+train.epoch=3", "train.epoch is no key; did you mean epochs?"),
+        ("+train.epoch=3", "train.epoch is no key; did you mean train.epochs?"),
         ("epochs=3", "epochs is no key; did you mean train.epochs?"),
         ("modle=lenet5", "modle is no key; did you mean model?"),
-        ("+foo=3", "foo is no key; valid: ckpt, dataset,"),
+        ("+foo=3", "foo is no key; valid: ckpt, config_file, dataset,"),
         ("train.epochs.x=3", "train.epochs.x is no key; did you mean train.epochs?"),
         ("train.early_stop.patient=3", "train.early_stop.patient is no key; did you mean train.early_stop.patience?"),
         ("model=torchvision model.name=resnet18 optim.lrr=1", "optim.lrr is no key; did you mean optim.lr?"),
@@ -100,7 +103,7 @@ def stored(**changes: Any) -> dict[str, Any]:
         ("train.epochs=fast", "train.epochs must be an integer, got 'fast'"),
         ("train.epochs=1.5", "train.epochs must be an integer, got 1.5"),
         ("train.epochs=", "train.epochs must be an integer, got ''"),
-        ("train.epochs=1,2", "Ambiguous value for argument 'train.epochs=1,2'"),
+        ("train.epochs=1,2", "train.epochs=1,2 gives several values: `tinyexp -m ...` makes a run of each"),
         ("train=5", "train must be a mapping, got 5"),
         ("run=null", "run must be a mapping, got None"),
         ("train.early_stop=5", "train.early_stop must be a mapping, got 5"),
@@ -221,7 +224,8 @@ def test_each_key_refuses_another_type(group: str) -> None:
     kind, values = OWN[group]
     hints = typing.get_type_hints(kind)
     for key in values:
-        wrong: list[object] = [{"a": 1}, [[]], object()]
+        wrong: list[object] = [[[]], object()]
+        wrong += [{1: 2}] if hints[key] == dict[str, Any] else [{"a": 1}]
         wrong += [] if hints[key] is bool else [True]
         wrong += [] if type(None) in typing.get_args(hints[key]) else [None]
         wrong += [] if str in (hints[key], *typing.get_args(hints[key])) else ["text"]
@@ -255,6 +259,9 @@ def test_each_key_refuses_another_type(group: str) -> None:
         ("ckpt.every_minutes", [None, 0, 0.5], [-1, float("nan")]),
         ("ckpt.monitor", ["val/top1", "val/loss"], ["val/top5", "top1", "train/loss"]),
         ("ckpt.keep", [0, 3], [-1]),
+        ("sweep.dir", [None, "a/b"], ["", "a\nb"]),
+        ("sweep.on_error", ["continue", "stop"], ["ignore"]),
+        ("sweep.grid", [{}, {"optim.lr": [1e-3, 1e-2], "train.seed": "range(3)"}], [[], "optim.lr=1,2", {1: 2}]),
         ("hw.device", ["auto", "cpu", "cuda", "mps"], ["gpu", "cuda:0"]),
         ("hw.threads", [None, 1], [0, -1]),
         ("hw.timeout", [0.1, 10], [0, -1, float("nan")]),
@@ -273,6 +280,49 @@ def test_bounds(key: str, good: list[object], bad: list[object]) -> None:
     for value in bad:
         with pytest.raises(ConfigError, match=rf"{group}\.{name}\b.* (must be|of one length)"):
             parse(kind, {**values, name: value}, group)
+
+
+def test_each_number_must_be_finite() -> None:
+    """Two bounds out of three let inf through; in a list too, whose key then has its index."""
+    seen = []
+    for group, (kind, values) in OWN.items():
+        for name, hint in typing.get_type_hints(kind).items():
+            number, several = float in (hint, *typing.get_args(hint)), typing.get_origin(hint) is tuple
+            for value in (math.inf, -math.inf, math.nan, 10**400) if number else ():
+                key = f"{group}.{name}[0]" if several else f"{group}.{name}"
+                with pytest.raises(ConfigError, match=rf"^{re.escape(key)} must be a finite number, got {value}$"):
+                    parse(kind, {**values, name: [value] if several else value}, group)
+                seen.append(key)
+    assert {"hw.timeout", "train.max_time", "dataset.mean[0]", "dataset.std[0]", "ckpt.every_minutes"} < set(seen)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=0", "train.epochs must be at least 1, got 0"),
+        ("train.seed=-1", "train.seed must be at least 0 and below 2**63, got -1"),
+        ("train.label_smoothing=1", "train.label_smoothing must be in [0, 1), got 1.0"),
+        ("train.max_time=0", "train.max_time must be above 0, or null, got 0.0"),
+        ("train.ema=1", "train.ema must be between 0 and 1, or null, got 1.0"),
+        ("train.accumulate=65", "train.accumulate must be at most train.batch_size, got 65"),
+        ("train.limit_batches=a", "train.limit_batches must be an integer or null, got 'a'"),
+        ("train.precision=fp8", "train.precision must be auto | fp32 | bf16 | fp16, got 'fp8'"),
+        ("run.dir=''", "run.dir must be a path of printable characters, got ''"),
+        ("log.every=0", "log.every must be at least 1 step, got 0"),
+        ("ckpt.every_minutes=-1", "ckpt.every_minutes must be at least 0, or null, got -1.0"),
+        ("hw.timeout=0", "hw.timeout must be above 0 seconds, got 0.0"),
+        ("hw.timeout=inf", "hw.timeout must be a finite number, got inf"),
+        ("dataset.crop_padding=-1", "dataset.crop_padding must be at least 0 px, got -1"),
+        ("dataset.std=[0]", "dataset.std must be above 0 for each channel, got (0.0,)"),
+        ("dataset.std=0", "dataset.std must be a list of a number, got 0"),
+        ("dataset.std=[1,1]", "dataset.mean and dataset.std must be of one length, got ((0.3056,), (1.0, 1.0))"),
+        ("sweep.grid=5", "sweep.grid must be a mapping, got 5"),
+        ("config_file=5", "config_file must be text or null, got 5"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_rule(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        compose([override])
 
 
 # a config that is read back
@@ -339,7 +389,7 @@ def test_recompose_refuses(override: str, message: str) -> None:
         ({"optim": None}, "optim is missing in a config that is read back: it is not whole"),
         ({"train": 5}, "train must be a mapping, got 5"),
         ({"train": []}, "train must be a mapping"),
-        ({"train": {"epochz": 1}}, "train.epochz is no key; did you mean epochs?"),
+        ({"train": {"epochz": 1}}, "train.epochz is no key; did you mean train.epochs?"),
         ({"train": {"early_stop": 1}}, "train.early_stop must be a mapping"),
         ({"dataset": "digits"}, "dataset must be a mapping, got 'digits'"),
         ({"model": "lenet5"}, "model must be a mapping, got 'lenet5'"),
@@ -425,6 +475,7 @@ def test_resume_auto_goes_on_under_the_same_config(old_run: Path) -> None:
 def test_what_a_resumed_run_may_change(old_run: Path) -> None:
     limits = ["train.epochs=20", "train.max_time=5", "hw=cpu", "hw.threads=1", "ckpt.keep=3"]
     outside = ["log.every=1", "log.tensorboard.scalars=false", "dataset.workers=2", "dataset.start_method=spawn"]
+    outside += ["sweep.dir=x", "+sweep.grid.a=[1]"]
     compose_run([f"resume={old_run}", *limits, *outside, "+dataset.root=x", "run.name=other", "trust=[mypkg.*]"])
 
 

@@ -5,15 +5,46 @@ Standard library only: a wrong value is told before torch is imported.
 
 from __future__ import annotations
 
+import re
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from tinyexp.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a key's value must be beyond its type, in words and as a test; it stands in the key's annotation."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(bound: float, unit: str = "") -> Rule:
+    return Rule(f"at least {bound} {unit}".rstrip(), lambda value: value >= bound)
+
+
+def above(bound: float, unit: str = "") -> Rule:
+    return Rule(f"above {bound} {unit}".rstrip(), lambda value: value > bound)
+
+
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= 100 and text[0] != "." and all(c.isalnum() or c in "._-+" for c in text)
+
+
+SEED = Rule("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)
+SHARE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
+DECAY = Rule("between 0 and 1", lambda value: 0 < value < 1)
+EACH_ABOVE_0 = Rule("above 0 for each channel", lambda values: all(value > 0 for value in values))
+NAME = Rule("1 to 100 letters, digits or ._-+ and not begin with a dot", _is_name)
+PATH = Rule("a path of printable characters", lambda text: text != "" and text.isprintable())
 
 
 def _require(holds: bool, key: str, rule: str, got: object) -> None:
@@ -23,58 +54,36 @@ def _require(holds: bool, key: str, rule: str, got: object) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop:
-    patience: int | None
-    min_delta: float
-
-    def __post_init__(self) -> None:
-        _require(self.patience is None or self.patience >= 1, "train.early_stop.patience", "at least 1", self.patience)
-        _require(self.min_delta >= 0, "train.early_stop.min_delta", "at least 0", self.min_delta)
+    patience: Annotated[int, at_least(1)] | None
+    min_delta: Annotated[float, at_least(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    epochs: int
-    batch_size: int
-    eval_batch_size: int
-    accumulate: int
-    seed: int
+    epochs: Annotated[int, at_least(1)]
+    batch_size: Annotated[int, at_least(1)]
+    eval_batch_size: Annotated[int, at_least(1)]
+    accumulate: Annotated[int, at_least(1)]
+    seed: Annotated[int, SEED]
     precision: Literal["auto", "fp32", "bf16", "fp16"]
-    label_smoothing: float
-    clip_norm: float | None
-    ema: float | None
-    limit_batches: int | None
-    max_time: float | None
+    label_smoothing: Annotated[float, SHARE]
+    clip_norm: Annotated[float, above(0)] | None
+    ema: Annotated[float, DECAY] | None
+    limit_batches: Annotated[int, above(0)] | None
+    max_time: Annotated[float, above(0)] | None
     early_stop: EarlyStop
     compile: bool
     deterministic: bool
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "eval_batch_size", "accumulate"):
-            _require(getattr(self, key) >= 1, f"train.{key}", "at least 1", getattr(self, key))
-        for key in ("clip_norm", "limit_batches", "max_time"):
-            value = getattr(self, key)
-            _require(value is None or value > 0, f"train.{key}", "above 0, or null", value)
         _require(self.accumulate <= self.batch_size, "train.accumulate", "at most train.batch_size", self.accumulate)
-        _require(0 <= self.seed < 2**63, "train.seed", "at least 0 and below 2**63", self.seed)
-        _require(0 <= self.label_smoothing < 1, "train.label_smoothing", "in [0, 1)", self.label_smoothing)
-        _require(self.ema is None or 0 < self.ema < 1, "train.ema", "between 0 and 1, or null", self.ema)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    dir: str | None
-    name: str | None
-    root: str
-
-    def __post_init__(self) -> None:
-        name = self.name
-        plain = name is None or (
-            0 < len(name) <= 100 and name[0] != "." and all(c.isalnum() or c in "._-+" for c in name)
-        )
-        _require(plain, "run.name", "1 to 100 letters, digits or ._-+ and not begin with a dot", name)
-        for key, path in (("run.dir", self.dir), ("run.root", self.root)):
-            good = path is None or (path != "" and all(c.isprintable() for c in path))
-            _require(good, key, "a path of printable characters", path)
+    dir: Annotated[str, PATH] | None
+    name: Annotated[str, NAME] | None
+    root: Annotated[str, PATH]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,38 +95,29 @@ class TensorBoardConfig:
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
     level: Literal["debug", "info", "warning", "error"]
-    every: int
+    every: Annotated[int, at_least(1, "step")]
     tensorboard: TensorBoardConfig
-
-    def __post_init__(self) -> None:
-        _require(self.every >= 1, "log.every", "at least 1 step", self.every)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CkptConfig:
-    every_minutes: float | None
+    every_minutes: Annotated[float, at_least(0)] | None
     monitor: Literal["val/top1", "val/loss"]
-    keep: int
+    keep: Annotated[int, at_least(0)]
 
-    def __post_init__(self) -> None:
-        _require(
-            self.every_minutes is None or self.every_minutes >= 0,
-            "ckpt.every_minutes",
-            "at least 0, or null",
-            self.every_minutes,
-        )
-        _require(self.keep >= 0, "ckpt.keep", "at least 0", self.keep)
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    dir: Annotated[str, PATH] | None
+    on_error: Literal["continue", "stop"]
+    grid: dict[str, Any]  # full key -> the values to try
 
 
 @dataclass(frozen=True, kw_only=True)
 class HwConfig:
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: int | None
-    timeout: float
-
-    def __post_init__(self) -> None:
-        _require(self.threads is None or self.threads >= 1, "hw.threads", "at least 1, or null", self.threads)
-        _require(self.timeout > 0, "hw.timeout", "above 0 seconds", self.timeout)
+    threads: Annotated[int, at_least(1)] | None
+    timeout: Annotated[float, above(0, "seconds")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,16 +125,13 @@ class LoaderConfig:
     """The keys that each data set has: how its batches are read, whatever they come from."""
 
     mean: tuple[float, ...]
-    std: tuple[float, ...]
-    workers: int
+    std: Annotated[tuple[float, ...], EACH_ABOVE_0]
+    workers: Annotated[int, at_least(0)]
     start_method: Literal["fork", "spawn", "forkserver"] | None
-    crop_padding: int
+    crop_padding: Annotated[int, at_least(0, "px")]
     flip: bool
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, "dataset.workers", "at least 0", self.workers)
-        _require(self.crop_padding >= 0, "dataset.crop_padding", "at least 0 px", self.crop_padding)
-        _require(all(s > 0 for s in self.std), "dataset.std", "above 0 for each channel", self.std)
         _require(
             len(self.mean) == len(self.std) >= 1, "dataset.mean and dataset.std", "of one length", (self.mean, self.std)
         )
@@ -164,12 +161,16 @@ class Config:
     run: RunConfig
     log: LogConfig
     ckpt: CkptConfig
+    sweep: SweepConfig
     hw: HwConfig
     resume: str | None
     init_from: str | None
+    config_file: str | None
     trust: tuple[str, ...]
+    sources: Mapping[str, str]  # keys that a file gave, with its name, for errors
     plain: dict[str, Any]
     text: str
+    notes: tuple[str, ...] = ()  # what a user should know of how it was composed
 
 
 SLOTS = ("dataset", "model", "optim", "scheduler")
@@ -186,51 +187,90 @@ CHANGEABLE = (
 )
 
 
+@contextmanager
+def blaming(sources: Mapping[str, str]) -> Iterator[None]:
+    """Add to an error that begins with one of these keys where that key was given."""
+    try:
+        yield
+    except ConfigError as error:
+        key = re.match(r"[\w.]*", str(error))
+        place = sources.get(key.group()) if key else None
+        raise ConfigError(f"{error} (in {place})") if place else error from error.__cause__
+
+
 def parse(kind: type[T], values: Mapping[str, Any], prefix: str) -> T:
     """A dataclass of ours from plain values, each checked against its type; `prefix` is the group's key.
 
     Raises:
         ConfigError: an unknown or missing key, a wrong type, or a value out of bounds, by its full name.
     """
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if key not in names:
-            raise ConfigError(f"{prefix}.{key} is no key{did_you_mean(str(key), names)}")
+            raise ConfigError(f"{prefix}.{key} is no key{did_you_mean(str(key), names, prefix=f'{prefix}.')}")
     if missing := [name for name in names if name not in values]:
         raise ConfigError(f"{prefix}.{missing[0]} is missing")
-    return kind(**{name: _typed(hints[name], values[name], f"{prefix}.{name}") for name in names})
+    return kind(**{name: typed(hints[name], values[name], f"{prefix}.{name}") for name in names})
 
 
-def _typed(hint: Any, value: Any, key: str) -> Any:
+def typed(hint: Any, value: Any, key: str) -> Any:
     """The value in its annotation's type: an int is taken for a float, a list for a tuple; no other conversion."""
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{key} must be a mapping, got {value!r}")
         return parse(typing.cast(type, hint), value, key)
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    for option in options:
-        origin = typing.get_origin(option)
-        if origin is Literal and value in typing.get_args(option) and not isinstance(value, bool):
-            return value
-        if origin is tuple and isinstance(value, (list, tuple)):
-            inner = typing.get_args(option)[0]
-            return tuple(_typed(inner, item, f"{key}[{i}]") for i, item in enumerate(value))
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(option, type) and origin is None and type(value) is option:
-            return value
-    raise ConfigError(f"{key} must be {' or '.join(_spelled(option) for option in options)}, got {value!r}")
+    for option, rule in options(hint):
+        if _fits(option, value):
+            made = _converted(option, value, key)
+            null = ", or null" if (type(None), None) in options(hint) and option is not str else ""
+            _require(rule is None or rule.holds(made), key, f"{rule.text}{null}" if rule else "", made)
+            return made
+    raise ConfigError(f"{key} must be {spelled(hint)}, got {value!r}")
 
 
-def _spelled(hint: Any) -> str:
-    if hint is type(None):
-        return "null"
-    if typing.get_origin(hint) is Literal:
-        return " | ".join(map(str, typing.get_args(hint)))
-    if typing.get_origin(hint) is tuple:
-        return f"a list of {_spelled(typing.get_args(hint)[0])}"
-    return {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+def options(hint: Any) -> list[tuple[Any, Rule | None]]:
+    """Annotated[int, rule] | None -> [(int, rule), (NoneType, None)]."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    each = typing.get_args(hint) if union else (hint,)
+    return [typing.get_args(one) if typing.get_origin(one) is Annotated else (one, None) for one in each]
+
+
+def spelled(hint: Any) -> str:
+    """The type of an annotation in words."""
+    return " or ".join(_spelled(option) for option, _ in options(hint))
+
+
+def _fits(option: Any, value: Any) -> bool:
+    origin = typing.get_origin(option)
+    if origin is Literal:
+        return isinstance(value, str) and value in typing.get_args(option)
+    if origin is tuple:
+        return isinstance(value, (list, tuple))
+    if origin is dict:
+        return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+    return type(value) is option or (option is float and type(value) is int)
+
+
+def _converted(option: Any, value: Any, key: str) -> Any:
+    if typing.get_origin(option) is tuple:
+        inner = typing.get_args(option)[0]
+        return tuple(typed(inner, item, f"{key}[{i}]") for i, item in enumerate(value))
+    if option is float:
+        _require(abs(value) <= sys.float_info.max, key, "a finite number", value)  # false for nan too
+        return float(value)
+    return value
+
+
+def _spelled(option: Any) -> str:
+    origin, inner = typing.get_origin(option), typing.get_args(option)
+    if origin is Literal:
+        return " | ".join(map(str, inner))
+    if origin is tuple:
+        return f"a list of {spelled(inner[0])}"
+    if origin is dict:
+        return "a mapping"
+    return {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}[option]
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -248,7 +288,7 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     """The full names of keys whose values differ and that a resumed run may not change."""
     old, new = flatten(before), flatten(now)
     differ = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]
-    own = ("run.", "resume", "trust")
+    own = ("run.", "sweep.", "resume", "config_file", "trust")
     return [
         key
         for key in differ
