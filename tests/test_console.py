@@ -126,7 +126,7 @@ def test_show_lists_what_a_checkpoint_holds(finished: Path, capsys: pytest.Captu
     ):
         assert re.search(line, out), line
     assert main(["show", str(finished), "train.epochs=3"]) == 2
-    assert "show takes no overrides, got train.epochs=3" in capsys.readouterr().err
+    assert "show takes no overrides but trust=[...], got train.epochs=3" in capsys.readouterr().err
 
 
 # the live line

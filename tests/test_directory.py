@@ -12,7 +12,7 @@ import pytest
 from faults import LAST, SMALL, Called, Fault, digest, half_written, kill9, pause, run, start, until, wait_for_go
 
 from tinyexp.__main__ import main
-from tinyexp.rundir import _make_unique
+from tinyexp.files import make_unique
 
 CHECKPOINTS = {f"checkpoints/{name}.pt" for name in ("last", "prev", "best")}
 FILES = {"config.yaml", "env.json", "run.log", "metrics.jsonl", "summary.json", "tb/events", ".lock"} | CHECKPOINTS
@@ -47,9 +47,9 @@ def test_fifty_at_once(tmp_path: Path) -> None:
 def test_one_second_and_one_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The number at the end may be drawn twice; the directory is not made twice."""
     numbers = iter(["0007", "0007", "0007", "0008"])
-    monkeypatch.setattr("tinyexp.rundir.secrets.token_hex", lambda _: next(numbers))
-    monkeypatch.setattr("tinyexp.rundir.time.strftime", lambda _: "2026-01-01_00-00-00")
-    assert [_make_unique(tmp_path, "x").name[-4:] for _ in range(2)] == ["0007", "0008"]
+    monkeypatch.setattr("tinyexp.files.secrets.token_hex", lambda _: next(numbers))
+    monkeypatch.setattr("tinyexp.files.time.strftime", lambda _: "2026-01-01_00-00-00")
+    assert [make_unique(tmp_path, "x").name[-4:] for _ in range(2)] == ["0007", "0008"]
 
 
 def test_a_live_run_is_left_alone(tmp_path: Path, uncut: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_span_is_epochs_steps_or_a_share(span: float | str) -> None:
 
 @pytest.mark.parametrize("span", [-1, -0.5, "2epochs", "-1ep", "ep", True, None, [1]])
 def test_what_is_no_span(span: object) -> None:
-    with pytest.raises(ConfigError, match=r"scheduler: tinyexp\.schedule\.constant does not take these arguments: "):
+    with pytest.raises(ConfigError, match=r"scheduler: .* a span must be steps|scheduler.warmup must be a number, got"):
         make(small_optimizer(), "constant", warmup=span)
 
 
@@ -130,7 +130,7 @@ def test_a_step_of_nothing(step_size: object) -> None:
 
 
 def test_wrong_arguments_of_a_function() -> None:
-    with pytest.raises(ConfigError, match=r"scheduler\.cycle is no argument of .*cosine; did you mean cycles\?"):
+    with pytest.raises(ConfigError, match=r"scheduler\.cycle is no argument of .*; did you mean scheduler\.cycles\?"):
         make(small_optimizer(), "cosine", cycle=1, warmup=0)
     with pytest.raises(ConfigError, match=r"scheduler\.warmup must be given"):
         make(small_optimizer(), "cosine", cycles=1)

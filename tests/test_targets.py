@@ -185,10 +185,10 @@ def test_the_configs_own_argument_goes_before_the_offered_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dropuot": 0.5}, r"model\.dropuot is no argument of tinyexp\.models\.LeNet5; did you mean dropout\?"),
+        ({"dropuot": 0.5}, r"model\.dropuot is no argument of tinyexp\.models\.LeNet5; did you mean model\.dropout\?"),
         ({"x": 1}, r"model\.x is no argument of .*; valid: dropout, image_size, in_channels, num_classes"),
         ({"image_size": 4}, "does not take these arguments: LeNet needs images of at least 12 px, got image_size=4"),
-        ({"dropout": "high"}, "model: tinyexp.models.LeNet5 does not take these arguments"),
+        ({"dropout": "high"}, "model.dropout must be a number, got 'high'"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, object], message: str) -> None:
@@ -245,7 +245,8 @@ def test_classes_of_ones_own(user_package: Path, tmp_path: Path, capsys: pytest.
     assert "top5" not in rows(run, "val")[-1]
 
     capsys.readouterr()
-    assert main(["show", str(run)]) == 0
+    assert main(["show", str(run)]) == 2  # the names now come from a file
+    assert main(["show", str(run), "trust=[mypkg.*]"]) == 0
     assert "layers.1.weight" in capsys.readouterr().out
 
     assert main(["eval", str(run)]) == 2  # the names now come from a file

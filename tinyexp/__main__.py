@@ -1,32 +1,35 @@
-"""The door: a verb, its PATHs, then Hydra overrides -> one function call, and every error in one message.
-
-python -m tinyexp [overrides]                     train one run
-python -m tinyexp eval RUN|CHECKPOINT [overrides] score again
-python -m tinyexp show RUN|CHECKPOINT             what is in it
-"""
+"""The door: a verb, its PATHs and --options, then Hydra overrides -> one function call; every error in one message."""
 
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 
-from tinyexp import __version__, verbs
-from tinyexp.errors import ConfigError, TinyexpError, did_you_mean, exit_code
+from tinyexp import __version__
+from tinyexp.errors import TinyexpError, exit_code
+from tinyexp.words import Usage, Words, split, usages
 
 _HELP = """\
 tinyexp: Hydra-composed experiments for PyTorch image classification
 
-  tinyexp [overrides]                        train one run (`python -m tinyexp` is the same)
-  tinyexp eval RUN|CHECKPOINT [overrides]    score again; equals what the run logged
-  tinyexp show RUN|CHECKPOINT                tensors, optimizer, config and scores
+{usages}
 
-An override is key=value or group=choice:
+  -m, --multirun        the verb sweep: tinyexp -m optim.lr=1e-3,1e-2 'train.seed=range(3)'
+  --config-dir DIR      groups of your own, as DIR/model/mine.yaml
+  --cfg job             print the composed config; --info says how Hydra came to it
+  --version
+
+An override is key=value, group=choice, +key=value (what only the class takes) or ~key:
   tinyexp model=resnet18 optim=sgd optim.lr=0.05 train.epochs=10
   tinyexp experiment=fashion_lenet5
   tinyexp resume=outputs/RUN                 go on with a run that was cut
+
+{choices}
+
+Completion: eval "$(tinyexp -sc install=bash)"; zsh the same; tinyexp -sc install=fish | source
 """
 
 
@@ -48,49 +51,68 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """The console script `tinyexp`."""
+    """The console script `tinyexp`, which finds a user's own classes in the working directory as `python -m` does."""
+    sys.path.append("")
     sys.exit(main())
 
 
 def _run(words: list[str]) -> None:
-    if {"-h", "--help"} & set(words):
-        print(f"{_HELP}\n{_choices()}")  # noqa: T201
+    known = usages()
+    if {"-sc", "--shell-completion"} & set(words):
+        _complete(words, known)
         return
-    if "--version" in words:
+    line = split(words, known)
+    if "help" in line.flags:
+        print(_help(known, line.overrides))  # noqa: T201
+    elif "version" in line.flags:
         print(__version__)  # noqa: T201
-        return
-    names = [module.name for module in pkgutil.iter_modules(verbs.__path__)]
-    verb = words.pop(0) if words and words[0] in names else "train"
-    paths = [word for word in words if "=" not in word and word[:1] not in "~+-"]
-    overrides = [word for word in words if word not in paths]
-    if unknown := [word for word in overrides if word.startswith("-")]:
-        raise ConfigError(f"{unknown[0]} is no option{did_you_mean(unknown[0], ('--help', '--version'))}")
-    if verb == "train":
-        _train(paths, overrides, names)
-        return
-    module = importlib.import_module(f"tinyexp.verbs.{verb}")
-    if len(paths) != 1:
-        raise ConfigError(f"{verb} takes one path, got {len(paths)}: tinyexp {module.USAGE}")
-    module.main(paths, overrides)
+    elif line.flags & {"cfg", "info", "hydra-help"}:
+        _show_config(line)
+    elif line.verb == "train":
+        from tinyexp.compose import compose_run
+
+        config = compose_run(line.overrides)  # every typo is an error here, before torch is imported
+        from tinyexp.verbs.train import train
+
+        train(config)
+    else:
+        importlib.import_module(f"tinyexp.verbs.{line.verb}").main(line.paths, line.overrides, line.options)
 
 
-def _train(paths: list[str], overrides: list[str], names: list[str]) -> None:
-    if paths and paths[0] in names:
-        raise ConfigError(f"the verb comes first: tinyexp {paths[0]} ...")
-    if paths:
-        raise ConfigError(f"{paths[0]} is neither a verb nor key=value{did_you_mean(paths[0], names)}")
-    from tinyexp.compose import compose_run
-
-    config = compose_run(overrides)  # every typo is an error here, before torch is imported
-    from tinyexp.verbs.train import train
-
-    train(config)
-
-
-def _choices() -> str:
+def _help(known: dict[str, Usage], overrides: list[str]) -> str:
     from tinyexp.compose import choices
 
-    return "\n".join(f"  {group + '=':12}{' | '.join(names)}" for group, names in choices().items())
+    width = max(len(usage.form) for usage in known.values() if len(usage.form) < 40)
+    lines = [f"  tinyexp {usage.form:<{width}}  {usage.meaning}" for usage in known.values()]
+    listed = [f"  {group + '=':12}{' | '.join(names)}" for group, names in choices(overrides).items()]
+    return _HELP.format(usages="\n".join(lines), choices="\n".join(listed)).rstrip()
+
+
+def _show_config(line: Words) -> None:
+    """The composed config, checked as a run's is; what Hydra alone can tell it tells itself."""
+    from tinyexp.compose import compose_run, hydra_main
+
+    config = compose_run(line.overrides)
+    if line.options == {"cfg": "job"}:
+        print(config.text, end="")  # noqa: T201
+    else:
+        hydra_main(line.hydra)
+
+
+def _complete(words: list[str], known: dict[str, Usage]) -> None:
+    """Hydra completes overrides; the verbs are ours. What a PATH may be, the shell knows."""
+    from tinyexp.compose import hydra_main
+
+    typed = os.environ.get("COMP_LINE", "").split(" ")
+    if len(typed) == 2 and any(word.startswith("query=") for word in words):
+        print(" ".join(verb for verb in known if verb.startswith(typed[1])))  # noqa: T201
+    if len(typed) > 2 and typed[1] in known:
+        if known[typed[1]].takes_paths:
+            return
+        del typed[1]
+        os.environ["COMP_LINE"] = " ".join(typed)
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    hydra_main(words)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -48,11 +49,29 @@ class Interrupted(TinyexpError):
     exit_code = 75
 
 
-def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """'; did you mean x?' with the nearest valid name, or the list of all when nothing is near."""
+def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
+    """'; did you mean x?' with the nearest valid name (told with the prefix), or the list of all when none is near."""
     names = sorted(map(str, valid))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else f"; valid: {', '.join(names) or 'none'}"
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; valid: {', '.join(names) or 'none'}"
+
+
+_MEANING = {
+    1: "an error",
+    2: "wrong config or data",
+    3: "a damaged file",
+    4: "not finite",
+    5: "out of memory or disk",
+    6: "a rank was lost",
+    75: "saved",
+}
+
+
+def describe_exit(code: int) -> str:
+    """A process's exit code in words; a negative one is the signal that killed it."""
+    if code < 0:
+        return f"by {signal.Signals(-code).name}"
+    return f"{_MEANING[code]} (exit {code})" if code in _MEANING else f"exit {code}"
 
 
 def exit_code(error: BaseException) -> int:

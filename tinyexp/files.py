@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +62,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Raises as written_aside."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def make_unique(root: Path, name: str) -> Path:
+    """root/DATE_TIME_name_ID: sorted by time, and one of its own for each of fifty runs of one second."""
+    while True:
+        path = root / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}_{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if not root.is_dir():
+                raise
+        else:
+            return path
 
 
 def sweep(folder: Path) -> None:

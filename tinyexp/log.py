@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+_WIDE = 2000  # columns
 _STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "bold red"}
 _LOGGER = logging.getLogger("tinyexp")
 
@@ -77,6 +78,12 @@ class RunLogHandler(logging.FileHandler):
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be written was told then
             super().close()
+
+
+def make_console() -> Console:
+    """For a command that prints and ends: nothing is cut or wrapped where there is no terminal."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
 
 
 def start_terminal(level: str) -> Console:

@@ -15,6 +15,8 @@ from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError
 from tinyexp.targets import build
 
+OFFERED = ("num_classes", "in_channels", "image_size")  # what a model's signature may ask of the data
+
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
@@ -81,7 +83,7 @@ class Network:
         channels, height, width = data.image_shape
         plan = traits(dist.device, config.train.precision, height * width, fast_bf16(dist.device))
         seed_all(torch.device("cpu"), config.train.seed)  # on the CPU, so that the weights are the same for each device
-        offered = {"num_classes": len(data.classes), "in_channels": channels, "image_size": height}
+        offered = dict(zip(OFFERED, (len(data.classes), channels, height), strict=True))
         model: nn.Module = build(config.model, config.trust, **offered)
         if not isinstance(model, nn.Module):
             name = config.model.target

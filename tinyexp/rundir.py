@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import shutil
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from tinyexp.data.loader import Data
 from tinyexp.engine import TrainState
 from tinyexp.environment import code_patch, describe_environment
 from tinyexp.errors import ConfigError, TinyexpError
-from tinyexp.files import refusal, sweep, write_json, write_text
+from tinyexp.files import make_unique, refusal, sweep, write_json, write_text
 from tinyexp.lock import DirectoryLock
 from tinyexp.log import ALWAYS, drawn, plain_text, start_run_log, start_terminal, stop_logging
 from tinyexp.record import Recorder
@@ -53,6 +52,8 @@ class RunDirectory:
         own = {key: value for key, value in config.plain.items() if value not in (None, [])}
         tree = config_tree(str(self.path), own)
         _log.info("%s", plain_text(tree), extra=drawn(tree))
+        for note in config.notes:
+            _log.info("%s", note)
 
     def read_resumed(self) -> bytes | None:
         """The checked bytes of the checkpoint to go on from; None where a run begins.
@@ -187,7 +188,7 @@ def _make(config: Config) -> tuple[Path, bool]:
         )
     try:
         if path is None:
-            return _make_unique(Path(config.run.root), str(config.run.name)), False
+            return make_unique(Path(config.run.root), str(config.run.name)), False
         existed = path.exists()
         if existed and config.resume is None:
             raise ConfigError(
@@ -201,16 +202,3 @@ def _make(config: Config) -> tuple[Path, bool]:
 
 def _no_place(path: Path, error: OSError) -> TinyexpError:
     return refusal(f"{path} cannot be a run's directory: {error.strerror}", error, ConfigError)
-
-
-def _make_unique(root: Path, name: str) -> Path:
-    """root/DATE_TIME_name_ID: sorted by time, and one of its own for each of fifty runs of one second."""
-    while True:
-        path = root / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}_{secrets.token_hex(2)}"
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            if not root.is_dir():
-                raise
-        else:
-            return path

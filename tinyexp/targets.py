@@ -5,21 +5,19 @@ Not hydra's instantiate, whose block-list is no boundary: here the object that a
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-import logging
+import operator
+import types
+import typing
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
-from tinyexp.config import Component
+from tinyexp.config import Component, typed
 from tinyexp.errors import ConfigError, did_you_mean
 
-_KIND: dict[str, type | None] = {"model": nn.Module, "optim": Optimizer, "scheduler": LRScheduler, "dataset": None}
 # Where a function may come from that a file read back names; classes may come from all of these packages.
 _FUNCTIONS = {
     "model": ("tinyexp.models.", "torchvision.models."),
@@ -27,7 +25,7 @@ _FUNCTIONS = {
     "scheduler": ("tinyexp.schedule.",),
     "dataset": ("tinyexp.data.",),
 }
-_log = logging.getLogger(__name__)
+_SIMPLE = (int, float, bool, str, type(None))
 _PACKAGES = ("torch.", "torchvision.", "tinyexp.")
 
 
@@ -45,7 +43,7 @@ def resolve(component: Component, trust: tuple[str, ...]) -> Callable[..., Any]:
     if not trusted and not name.startswith(_PACKAGES):
         raise ConfigError(_distrust(slot, name))
     found = _find(slot, name)
-    kind = _KIND[slot]
+    kind = _kind(slot)
     is_class = inspect.isclass(found)
     if (
         (is_class and not (kind and issubclass(found, kind)))
@@ -87,23 +85,61 @@ def check_arguments(
     parameters = list(inspect.signature(target).parameters.values())[num_positional:]
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    unknown = [] if anything else [key for key in component.arguments if key not in named]
-    for key in unknown:
-        if key in component.inherited:
-            _log.info("%s.%s is left out: %s does not take it", component.slot, key, component.target)
-        else:
-            raise ConfigError(f"{component.slot}.{key} is no argument of {component.target}{did_you_mean(key, named)}")
-    arguments = {**{key: value for key, value in offered.items() if key in named}, **component.arguments}
-    arguments = {key: value for key, value in arguments.items() if key not in unknown}
+    left_out = leftovers(component, target)
+    given = {key: value for key, value in component.arguments.items() if key not in left_out}
+    for key in given:
+        if key not in named and not anything:
+            raise ConfigError(
+                f"{component.slot}.{key} is no argument of {component.target}"
+                f"{did_you_mean(key, named, prefix=f'{component.slot}.')}"
+            )
+    arguments = {**{key: value for key, value in offered.items() if key in named}, **given}
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise ConfigError(f"{component.slot}.{key} must be given: {component.target} needs it")
+    for key, hint in _annotations(target).items():
+        if key in given and key in named:
+            optional = hint | None if named[key].default is None else hint
+            typed(optional, given[key], f"{component.slot}.{key}")
     return arguments
+
+
+def leftovers(component: Component, target: Callable[..., Any]) -> list[str]:
+    """Those arguments of another class's YAML that this one does not take."""
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return [key for key in component.arguments if key in component.inherited and key not in parameters]
 
 
 def takes(target: Callable[..., Any], name: str) -> bool:
     """Does the signature have a parameter of this name?"""
     return name in inspect.signature(target).parameters
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
+    """The types of those parameters that take numbers, texts, true and false; a tensor comes from no YAML."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # a user's annotation may name what only a type checker imports
+        return {}
+    found = {}
+    for key, hint in hints.items():
+        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+        options = typing.get_args(hint) if union else (hint,)
+        options = tuple(option for option in options if getattr(option, "__name__", "") != "Tensor")
+        if options and all(option in _SIMPLE for option in options):
+            found[key] = functools.reduce(operator.or_, options)
+    return found
+
+
+def _kind(slot: str) -> type | None:
+    """What a slot's class must be; a data set is made by a function. Torch is imported only where it is asked."""
+    if slot == "dataset":
+        return None
+    from torch import nn, optim
+
+    return {"model": nn.Module, "optim": optim.Optimizer, "scheduler": optim.lr_scheduler.LRScheduler}[slot]
 
 
 def _find(slot: str, name: str) -> Any:

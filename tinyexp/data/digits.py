@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tinyexp.data.resize import resize
-from tinyexp.data.source import ArraySplit, Source, fingerprint, split_stratified
+from tinyexp.data.resize import ResizedSplit
+from tinyexp.data.source import Source, fingerprint, split_stratified
 
 _FILE = Path(__file__).with_name("digits.npz")
 _WHITE = 16  # the files' values are 0..16: how many of 4x4 scanned pixels are ink
@@ -25,13 +25,14 @@ def digits(*, image_size: int) -> Source:
     """
     with np.load(_FILE) as file:
         raw, raw_labels = file["images"], file["labels"]  # (1797, 8, 8) uint8 0..16, (1797,) uint8
-    images = resize(np.rint(raw[:, None] * (255 / _WHITE)).astype(np.uint8), image_size)
+    images = np.rint(raw[:, None] * (255 / _WHITE)).astype(np.uint8)
     labels = raw_labels.astype(np.int64)
     train, val = split_stratified(labels, every=_HELD_OUT_EVERY, seed=_SPLIT_SEED)
     return Source(
         classes=tuple("0123456789"),
         image_shape=(1, image_size, image_size),
-        train=ArraySplit(images[train], labels[train]),
-        val=ArraySplit(images[val], labels[val]),
+        train=ResizedSplit(images[train], labels[train], image_size),
+        val=ResizedSplit(images[val], labels[val], image_size),
         fingerprint=fingerprint(raw, raw_labels, image_size),
+        origin=str(_FILE),
     )

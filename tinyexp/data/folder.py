@@ -63,6 +63,7 @@ def imagefolder(*, root: str | None, image_size: int) -> Source:
         train=_make_split(train, image_size),
         val=_make_split(val, image_size),
         fingerprint=fingerprint("\n".join(listing).replace(os.sep, "/")),
+        origin=str(base),
     )
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyexp.data.resize import resize
-from tinyexp.data.source import ArraySplit, Source, fingerprint
+from tinyexp.data.resize import ResizedSplit
+from tinyexp.data.source import Source, fingerprint
 from tinyexp.errors import DataError
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -81,9 +81,10 @@ def _read_source(paths: dict[str, Path], classes: tuple[str, ...], image_size: i
     return Source(
         classes=classes,
         image_shape=(1, image_size, image_size),
-        train=ArraySplit(resize(train[0][:, None], image_size), train[1].astype(np.int64)),
-        val=ArraySplit(resize(val[0][:, None], image_size), val[1].astype(np.int64)),
+        train=ResizedSplit(train[0][:, None], train[1].astype(np.int64), image_size),
+        val=ResizedSplit(val[0][:, None], val[1].astype(np.int64), image_size),
         fingerprint=fingerprint(*train, *val, image_size),
+        origin=str(train_images.parent),
     )
 
 

@@ -15,10 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tinyexp.config import Config, LoaderConfig, TrainConfig
 from tinyexp.data.augment import augment
 from tinyexp.data.plan import Batch, Plan
-from tinyexp.data.source import Source
+from tinyexp.data.source import Source, load_source
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError, DataError
-from tinyexp.targets import build
 
 Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
 Arrays = tuple[Tensor, Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,), sample numbers (N,)
@@ -114,10 +113,7 @@ def load_data(config: Config, dist: Dist) -> Data:
     Raises:
         ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
     """
-    source = build(config.dataset, config.trust)
-    if not isinstance(source, Source):
-        raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
-    return Data(source, config.loader, config.train, dist)
+    return Data(load_source(config), config.loader, config.train, dist)
 
 
 class _Fetcher(Dataset[Arrays]):

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tinyexp import seeds
 from tinyexp.config import TrainConfig
-from tinyexp.dist import Dist
+
+if TYPE_CHECKING:  # how many steps there are can be asked without torch
+    from torch import Tensor
+
+    from tinyexp.dist import Dist
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +32,14 @@ class Batch:
     total: int  # samples of the whole optimizer step, over all ranks
 
 
+def count_steps(train: TrainConfig, num_train: int) -> int:
+    """Optimizer steps of a whole epoch, whatever train.limit_batches says."""
+    size = train.batch_size
+    # A last step of a single sample, which batch-norm cannot take, joins the one before.
+    alone = num_train % size == 1 and num_train > size
+    return max(1, math.ceil(num_train / size) - alone)
+
+
 class Plan:
     """The samples of each optimizer step and of val, and this rank's share of them."""
 
@@ -36,10 +48,7 @@ class Plan:
         self._num_train = num_train
         self._slots = [dist.slot(micro, train.accumulate) for micro in range(train.accumulate)]
         self._num_slots = dist.world * train.accumulate
-        size = train.batch_size
-        # A last step of a single sample, which batch-norm cannot take, joins the one before.
-        alone = num_train % size == 1 and num_train > size
-        self._steps = max(1, math.ceil(num_train / size) - alone)
+        self._steps = count_steps(train, num_train)
         limit = train.limit_batches
         self.steps_per_epoch = min(self._steps, limit or self._steps)
         self.num_scored = min(num_val, limit * train.eval_batch_size) if limit else num_val

@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyexp import seeds
-from tinyexp.errors import DataError
+from tinyexp.config import Config
+from tinyexp.errors import ConfigError, DataError
+from tinyexp.targets import build
 
 
 class Split(Protocol):
@@ -50,6 +52,7 @@ class Source:
     train: Split
     val: Split
     fingerprint: str
+    origin: str = ""  # where its files are
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -64,6 +67,18 @@ class Source:
                     f"{phase} labels must lie in 0..{len(self.classes) - 1}, one number a class, "
                     f"got {labels.min()}..{labels.max()}"
                 )
+
+
+def load_source(config: Config) -> Source:
+    """The data set that the config names.
+
+    Raises:
+        ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
+    """
+    source = build(config.dataset, config.trust)
+    if not isinstance(source, Source):
+        raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
+    return source
 
 
 def fingerprint(*parts: NDArray[np.uint8] | str | int) -> str:

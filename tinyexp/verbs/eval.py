@@ -1,4 +1,4 @@
-"""eval RUN|CHECKPOINT [overrides]: score a checkpoint again on its val split; equals what its run logged."""
+"""eval RUN|CHECKPOINT [overrides]: score it again; equals what the run logged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinyexp.checkpoint import find, load, weights_to_use
-from tinyexp.compose import recompose
+from tinyexp.compose import check_run, recompose
 from tinyexp.data.loader import load_data
 from tinyexp.dist import process_group
 from tinyexp.engine import evaluate
@@ -14,16 +14,15 @@ from tinyexp.errors import ConfigError
 from tinyexp.metrics import Scores
 from tinyexp.network import Network
 
-USAGE = "eval RUN|CHECKPOINT [overrides]"
 
-
-def main(paths: list[str], overrides: list[str]) -> None:
+def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     """Print the scores of a run's best.pt, or of the checkpoint given.
 
     Raises:
         ConfigError: no such checkpoint, or overrides that do not fit it.
         IntegrityError: the checkpoint is damaged.
     """
+    check_run(paths[0], overrides)
     path = find(paths[0], "best")
     score(load(path), str(path), overrides)
 

@@ -1,31 +1,35 @@
-"""show RUN|CHECKPOINT: what is in a checkpoint, without building anything from it."""
+"""show RUN|CHECKPOINT [trust=NAMES]: tensors, optimizer, config and scores.
+
+Nothing is built from what is in it.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from tinyexp.checkpoint import find, load
+from tinyexp.compose import check_run, check_stored
 from tinyexp.console import config_tree
 from tinyexp.errors import ConfigError
+from tinyexp.log import make_console
 
-USAGE = "show RUN|CHECKPOINT"
 
-
-def main(paths: list[str], overrides: list[str]) -> None:
+def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     """Print scores, data, config, optimizer groups and tensors of a run's last.pt, or of the checkpoint given.
 
     Raises:
-        ConfigError: no such checkpoint.
+        ConfigError: no such checkpoint, or one whose config names a class that a file may not name.
         IntegrityError: the checkpoint is damaged.
     """
-    if overrides:
-        raise ConfigError(f"show takes no overrides, got {overrides[0]}")
+    if others := [word for word in overrides if not word.startswith("trust=")]:
+        raise ConfigError(f"show takes no overrides but trust=[...], got {others[0]}")
+    check_run(paths[0], overrides)
     path = find(paths[0], "last")
     checkpoint = load(path)
-    state, console = checkpoint["state"], Console()
+    check_stored(checkpoint["config"], overrides)
+    state, console = checkpoint["state"], make_console()
     scores = {"epoch": state["epoch"], "step": state["step"], "best": state["best"]}
     data = checkpoint["data"] | {
         "classes": f"{len(checkpoint['data']['classes'])}: {', '.join(checkpoint['data']['classes'][:20])}"

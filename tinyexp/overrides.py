@@ -1,0 +1,181 @@
+"""The words of a command line in Hydra's grammar: which keys they set, and the jobs that a sweep makes of them.
+
+With compose.py and stored.py the only files that import hydra or omegaconf.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.errors import HydraException
+
+from tinyexp.errors import ConfigError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent
+# In a checkout conf/ stands beside the package, in a wheel within it.
+CONF = next(
+    (path for path in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (path / "config.yaml").is_file()),
+    _PACKAGE / "conf",
+)
+_SEARCHPATH = "hydra.searchpath"
+_FILE = "file://"
+_PLAIN = re.compile(r"[\w/.+-]+")  # a text that may need no quotes
+_INSTEAD = {"hydra.run.dir": "run.dir", "hydra.sweep.dir": "sweep.dir", "hydra.sweeper.params": "sweep.grid"}
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """The overrides of a command line, in their order."""
+
+    each: tuple[Override, ...]
+
+    @property
+    def words(self) -> list[str]:
+        return [str(override.input_line) for override in self.each]
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keys and groups that they name."""
+        return frozenset(override.key_or_group for override in self.each)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where conf/'s files are looked for: the program's own folder, then those of --config-dir."""
+        return (CONF, *(Path(unquote(place.removeprefix(_FILE))) for place in self.value(_SEARCHPATH) or []))
+
+    def value(self, key: str) -> Any:
+        """What a key is set to in the end; None where it is not."""
+        values = [override.value() for override in self.each if override.key_or_group == key]
+        return values[-1] if values else None
+
+    @property
+    def swept(self) -> str | None:
+        """The first word that gives several values."""
+        return next((str(override.input_line) for override in self.each if override.is_sweep_override()), None)
+
+    def split(self, groups: Collection[str]) -> tuple[Overrides, Overrides]:
+        """Those that choose one of these groups or say where it is looked for, and the rest."""
+        chosen = [one for one in self.each if one.key_or_group in {*groups, _SEARCHPATH} and not one.is_delete()]
+        return Overrides(tuple(chosen)), Overrides(tuple(one for one in self.each if one not in chosen))
+
+    def choices(self) -> dict[str, list[str]]:
+        """What each group of conf/ offers: a folder's listing is the registry."""
+        found: dict[str, set[str]] = {}
+        for path in itertools.chain.from_iterable(folder.glob("*/*.yaml") for folder in self.folders):
+            if not path.name.startswith("_"):
+                found.setdefault(path.parent.name, set()).add(path.stem)
+        return {group: sorted(names) for group, names in found.items()}
+
+
+def parse(words: Sequence[str]) -> Overrides:
+    """Raises ConfigError for a word that is no override, and for one that has no effect here."""
+    parsed: list[Override] = []
+    for word in words:
+        try:
+            parsed += OverridesParser.create().parse_overrides([_lenient(word)])
+        except HydraException as error:
+            told = str(error).strip().split("\n")[0]
+            raise ConfigError(f"{word!r} is no override such as train.epochs=3: {told}") from error
+    for override in parsed:
+        key = override.key_or_group
+        if key.split(".")[0].split("/")[0] == "hydra" and key != _SEARCHPATH:
+            instead = f": use {_INSTEAD[key]}" if key in _INSTEAD else ""
+            raise ConfigError(f"{key} is Hydra's own key and has no effect here{instead}")
+        if override.package is not None:
+            raise ConfigError(f"{override.input_line}: a group has its own place, leave @{override.package} out")
+    return Overrides(tuple(parsed))
+
+
+def _lenient(word: str) -> str:
+    """+key=value is taken where the key is there already, too: what it asks for is the same."""
+    if not word.startswith("+") or word.startswith("++"):
+        return word
+    group = word[1:].partition("=")[0]
+    return word[1:] if (CONF / group).is_dir() else f"+{word}"
+
+
+def config_dir(folder: str) -> str:
+    """The override that `--config-dir FOLDER` stands for. Raises ConfigError when there is no such folder."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ConfigError(f"--config-dir {folder} is no folder: it holds groups as conf/ does, such as model/mine.yaml")
+    return word(_SEARCHPATH, [f"{_FILE}{path.resolve()}"])
+
+
+def word(key: str, value: object) -> str:
+    """KEY=VALUE in Hydra's grammar, quoted where it must be."""
+    return f"{key}={_spell(value)}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep: all its words, and those values that differ from job to job."""
+
+    words: tuple[str, ...]
+    label: Mapping[str, str]
+
+
+def jobs(overrides: Overrides, grid: Mapping[str, Any]) -> list[Job]:
+    """Each combination of the swept values, the last varying fastest; `grid` adds keys that the words do not set.
+
+    Raises:
+        ConfigError: values that cannot be counted, or a pattern that no choice matches.
+    """
+    choices = overrides.choices()
+    axes = [_words(override, choices) for override in overrides.each]
+    for key, values in grid.items():
+        if key not in overrides.given:
+            axes.append(_grid_words(key, values, choices))
+    swept = [position for position, words in enumerate(axes) if len(words) > 1]
+    return [
+        Job(words, {key: value for key, _, value in (words[position].partition("=") for position in swept)})
+        for words in itertools.product(*axes)
+    ]
+
+
+def _grid_words(key: str, values: object, choices: Mapping[str, list[str]]) -> list[str]:
+    """A line of sweep.grid: a list of values, or Hydra's text such as range(3)."""
+    if isinstance(values, list) and values:
+        return [word(key, value) for value in values]
+    if isinstance(values, (list, dict)) or values is None:
+        raise ConfigError(f"sweep.grid.{key} must be a list of values or a text such as range(3), got {values!r}")
+    return _words(parse([f"{key}={values}"]).each[0], choices)
+
+
+def _words(override: Override, choices: Mapping[str, list[str]]) -> list[str]:
+    """The word of each value that an override gives."""
+    line = str(override.input_line)
+    if not override.is_sweep_override():
+        return [line]
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:
+        names = choices.get(override.key_or_group, [])
+        pattern: Any = override.value()
+        values: list[str] = pattern.filter(names)
+        if not values:
+            raise ConfigError(f"{line} matches no choice{did_you_mean('', names)}")
+    elif override.is_discrete_sweep():
+        values = list(override.sweep_string_iterator())
+    else:
+        raise ConfigError(f"{line} has no end of values: give some, as {override.key_or_group}=0.1,0.2 or range(3)")
+    return [f"{override.get_key_element()}={value}" for value in values]
+
+
+def _spell(value: object) -> str:
+    """A value as Hydra's grammar reads it back."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_spell(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_spell, value)) + "]"
+    if isinstance(value, str) and not (_PLAIN.fullmatch(value) and parse([f"k={value}"]).value("k") == value):
+        return QuotedString(value, Quote.single).with_quotes()
+    return str(value)

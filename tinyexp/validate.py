@@ -1,0 +1,171 @@
+"""From plain values to a typed Config: every key known, of its type and within its bounds. Nothing here asks a class.
+
+What a class takes beyond the keys that its YAML lists only its signature tells: see parts.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import GenericAlias
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from tinyexp.config import (
+    SLOTS,
+    CkptConfig,
+    Component,
+    Config,
+    HwConfig,
+    LoaderConfig,
+    LogConfig,
+    Rule,
+    RunConfig,
+    SweepConfig,
+    TrainConfig,
+    parse,
+    typed,
+)
+from tinyexp.errors import ConfigError, did_you_mean
+
+OWN = {
+    "train": TrainConfig,
+    "run": RunConfig,
+    "log": LogConfig,
+    "ckpt": CkptConfig,
+    "sweep": SweepConfig,
+    "hw": HwConfig,
+}
+TEXTS = ("resume", "init_from", "config_file")
+TOP = (*SLOTS, *OWN, *TEXTS, "trust")
+_LOADER_KEYS = tuple(LoaderConfig.__dataclass_fields__)
+_SPAN = Rule("a number of steps, or of epochs as 2ep", lambda text: bool(re.fullmatch(r"\d+(\.\d+)?ep", text)))
+
+
+def validate(
+    plain: dict[str, Any],
+    *,
+    folders: tuple[Path, ...],
+    trusted: frozenset[str],
+    inherited: Mapping[str, frozenset[str]],
+    sources: Mapping[str, str],
+) -> Config:
+    """The Config of plain values.
+
+    Args:
+        folders: where conf/'s groups are; a key that a class's YAML lists there has the type of its value.
+        trusted: the slots whose class is the user's own word, not read back from a file.
+        inherited: arguments by slot that come from another class's YAML, to be left out where this one lacks them.
+        sources: keys that a file gave, with its name, for errors.
+
+    Raises:
+        ConfigError: a key that is unknown or missing, or a value of a wrong type or out of bounds.
+    """
+    for key in plain:
+        if key not in TOP:
+            raise ConfigError(f"{key} is no key{did_you_mean(key, TOP)}")
+    if missing := [key for key in TOP if key not in plain]:
+        raise ConfigError(f"{missing[0]} is missing")
+    if not isinstance(plain["trust"], list) or not all(isinstance(name, str) for name in plain["trust"]):
+        raise ConfigError(f"trust must be a list of names such as [mypkg.*], got {plain['trust']!r}")
+    components: dict[str, Any] = {
+        slot: _component(slot, plain[slot], trusted=slot in trusted, inherited=inherited.get(slot, frozenset()))
+        for slot in SLOTS
+    }
+    arguments = components["dataset"].arguments
+    loader = {key: arguments.pop(key) for key in _LOADER_KEYS if key in arguments}
+    for component in components.values():
+        _check_types(component, folders)
+    own: dict[str, Any] = {group: parse(kind, mapping(plain[group], group), group) for group, kind in OWN.items()}
+    return Config(
+        **components,
+        **own,
+        **{key: typed(str | None, plain[key], key) for key in TEXTS},
+        loader=parse(LoaderConfig, loader, "dataset"),
+        trust=tuple(plain["trust"]),
+        sources=sources,
+        plain=plain,
+        text=to_text(plain),
+    )
+
+
+def to_text(plain: dict[str, Any]) -> str:
+    """Plain values as config.yaml has them."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file as plain values, nothing in it evaluated.
+
+    Raises:
+        ConfigError: the file is missing, or holds no mapping.
+    """
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror}. A run's directory holds its config.yaml"
+        ) from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}
+
+
+def group_files(group: str, folders: tuple[Path, ...]) -> dict[str, Path]:
+    """The choices of a group, by name; the first folder that has one wins, as in Hydra."""
+    paths = [path for folder in reversed(folders) for path in sorted((folder / group).glob("*.yaml"))]
+    return {path.stem: path for path in paths}
+
+
+def named_by_conf(slot: str, folders: tuple[Path, ...]) -> set[str]:
+    """The classes and functions that a group's YAMLs name."""
+    return {str(read(path).get("_target_")) for path in group_files(slot, folders).values()}
+
+
+def mapping(value: Any, key: str) -> dict[str, Any]:
+    """Raises ConfigError for what is no mapping."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key} must be a mapping, got {value!r}")
+    return value
+
+
+def _component(slot: str, values: Any, *, trusted: bool, inherited: frozenset[str]) -> Component:
+    arguments = dict(mapping(values, slot))
+    target = arguments.pop("_target_", None)
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise ConfigError(f"{slot}._target_ must be the dotted name of a class or function, got {target!r}")
+    return Component(slot=slot, target=target, arguments=arguments, trusted=trusted, inherited=inherited)
+
+
+def _check_types(component: Component, folders: tuple[Path, ...]) -> None:
+    """Each argument that a YAML of this class lists has the type of a value there."""
+    for values in _listed(component, folders):
+        for key, example in values.items():
+            if key in component.arguments and (hint := _hint(component.slot, example)) is not None:
+                typed(hint, component.arguments[key], f"{component.slot}.{key}")
+
+
+def _listed(component: Component, folders: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
+    """What each YAML of this class says."""
+    for path in group_files(component.slot, folders).values():
+        if component.target in path.read_text(encoding="utf-8"):
+            values = read(path)
+            if values.get("_target_") == component.target:
+                yield {key: value for key, value in values.items() if key not in ("_target_", "defaults")}
+
+
+def _hint(slot: str, example: Any) -> Any:
+    """The annotation that an example stands for; None where it says nothing of the type."""
+    if slot == "scheduler" and (type(example) is int or (isinstance(example, str) and _SPAN.holds(example))):
+        return float | Annotated[str, _SPAN]
+    if isinstance(example, list) and example and (inner := _hint(slot, example[0])) is not None:
+        return GenericAlias(tuple, (inner, ...))
+    if isinstance(example, str) and "${" in example:
+        return None
+    return type(example) if isinstance(example, (bool, int, float, str)) else None
