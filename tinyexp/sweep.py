@@ -1,0 +1,191 @@
+"""A sweep: jobs that are each a process and a run directory of their own, one after the other, and what became of each.
+
+The jobs share nothing with this process but the disk: one that crashes, is killed or runs out of memory stops no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyexp.compose import SweepJob
+from tinyexp.errors import ConfigError, Interrupted, TinyexpError, describe_exit
+from tinyexp.files import make_unique, refusal, write_json
+from tinyexp.overrides import word
+from tinyexp.saved import SavedRun
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_LOOK = 0.25  # seconds between two looks at a running job
+_NAME = re.compile(r"[^A-Za-z0-9._+-]+")  # what a directory's name, and an override's value, had better not have
+_LONGEST = 80
+
+
+@dataclass
+class Job:
+    """One run of a sweep, and where it is."""
+
+    number: int
+    words: tuple[str, ...]
+    label: dict[str, str]
+    directory: Path
+    epochs: int
+    status: str = "waiting"  # then running; then finished, failed, killed or interrupted; or not started
+    code: int | None = None  # of the process: negative is the signal that killed it
+    seconds: float = 0.0
+    last_words: str = ""  # of stderr
+
+    @property
+    def run(self) -> SavedRun:
+        """What the run has left so far, read anew."""
+        return SavedRun(self.directory)
+
+    def describe(self) -> str:
+        """What happened to it, in a few words."""
+        return self.status if self.code in (None, 0) else f"{self.status}: {describe_exit(self.code)}"
+
+
+@dataclass
+class Sweep:
+    """All jobs, in a directory of the sweep's own."""
+
+    directory: Path
+    jobs: list[Job]
+    on_error: str
+    asked: int | None = None  # the signal that asks for an end
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @staticmethod
+    def make(jobs: Sequence[SweepJob]) -> Sweep:
+        """Its directory is made, those of its jobs are not.
+
+        Raises:
+            ConfigError: sweep.dir is there already, or cannot be made.
+            ResourceError: the disk is full.
+        """
+        first = jobs[0].config
+        names = {job.config.run.name for job in jobs}
+        try:
+            if first.sweep.dir is None:
+                name = f"{first.run.name if len(names) == 1 else 'several'}-sweep"
+                directory = make_unique(Path(first.run.root), name)
+            else:
+                directory = Path(first.sweep.dir)
+                directory.mkdir(parents=True)
+        except FileExistsError as error:
+            raise ConfigError(f"sweep.dir={first.sweep.dir} is there already: two sweeps never share one") from error
+        except OSError as error:
+            raise refusal(f"a sweep's directory cannot be made: {error.strerror}", error, ConfigError) from error
+        width = len(str(len(jobs) - 1))
+        found = [
+            Job(
+                number=number,
+                words=job.words,
+                label=job.label,
+                directory=directory / _directory_name(number, width, job.label),
+                epochs=job.config.train.epochs,
+            )
+            for number, job in enumerate(jobs)
+        ]
+        sweep = Sweep(directory, found, first.sweep.on_error)
+        sweep.write()
+        return sweep
+
+    def run(self, look: Callable[[Job], None]) -> Iterator[Job]:
+        """Run the jobs that are waiting, one after the other; comes back with each when it has ended.
+
+        A signal is passed on to the running job, which saves and ends; the others are then not started.
+
+        Args:
+            look: called some times a second while a job runs.
+        """
+        with self._answering():
+            for job in self.jobs:
+                if self.asked or (self.on_error == "stop" and any(each.code for each in self.jobs)):
+                    job.status = "not started"
+                else:
+                    self._run_job(job, look)
+                self.write()
+                yield job
+
+    def raise_for_failures(self) -> None:
+        """Raises Interrupted where a signal came, else TinyexpError where a job failed: the exit code says so."""
+        failed = [job for job in self.jobs if job.code]
+        if self.asked:
+            cut = next((job for job in self.jobs if job.status == "interrupted"), None)
+            more = f"; its last job goes on with resume={cut.directory}" if cut else ""
+            raise Interrupted(f"the sweep was interrupted by {signal.Signals(self.asked).name}{more}")
+        if failed:
+            told = "; ".join(f"{job.directory.name} {job.describe()}" for job in failed[:3])
+            more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+            raise TinyexpError(f"{len(failed)} of {len(self.jobs)} jobs did not finish: {told}{more}")
+
+    def write(self) -> None:
+        """sweep.json: what each job is and what became of it."""
+        write_json(self.directory / "sweep.json", {"argv": sys.argv, "jobs": [_plain(job) for job in self.jobs]})
+
+    def _run_job(self, job: Job, look: Callable[[Job], None]) -> None:
+        command = [sys.executable, "-m", "tinyexp", *job.words, word("run.dir", str(job.directory))]
+        job.status, began = "running", time.monotonic()
+        with tempfile.TemporaryFile() as errors:
+            # In a session of its own, so that Ctrl-C reaches it once: from here.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+            )
+            while job.code is None:
+                look(job)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    job.code = self._process.wait(_LOOK)
+                job.seconds = time.monotonic() - began
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            job.last_words = lines[-1] if lines else ""
+        job.status = _status(job.code)
+        look(job)
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Signals go to the running job: the first makes it save and end, the second end at once."""
+
+        def answer(number: int, _: object) -> None:
+            self.asked = number
+            if self._process is not None:  # send_signal does nothing to one that has ended
+                self._process.send_signal(number)
+
+        before = {number: signal.signal(number, answer) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _directory_name(number: int, width: int, label: dict[str, str]) -> str:
+    """0-lr-0.001-seed-2: what it is, in letters that every shell, and Hydra's grammar, takes as they are."""
+    parts = [f"{key.lstrip('+').rpartition('.')[2]}-{value}" for key, value in label.items()]
+    return _NAME.sub("_", "-".join([f"{number:0{width}}", *parts]))[:_LONGEST].rstrip("._-")
+
+
+def _status(code: int) -> str:
+    if code < 0:
+        return "killed"
+    return {0: "finished", Interrupted.exit_code: "interrupted"}.get(code, "failed")
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    return {
+        "directory": job.directory.name,
+        "words": list(job.words),
+        "status": job.status,
+        "exit_code": job.code,
+        "seconds": round(job.seconds, 3),
+        "last_words": job.last_words,
+    }

@@ -1,0 +1,106 @@
+"""check [overrides]: what would run: data, steps, parameters, memory; nothing is made.
+
+What takes torch is kept in ~/.cache/tinyexp/check.json for networks that are not the user's own, so that asking again
+takes half a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from tinyexp.compose import compose_run
+from tinyexp.config import SLOTS, Config
+from tinyexp.console import config_tree
+from tinyexp.data.plan import count_steps
+from tinyexp.data.source import Source, load_source
+from tinyexp.errors import ConfigError, TinyexpError
+from tinyexp.facts import Facts
+from tinyexp.files import write_json
+from tinyexp.log import make_console
+
+_KEPT = Path("~/.cache/tinyexp/check.json")
+_MOST = 200  # answers kept
+_OURS = ("tinyexp.", "torch.", "torchvision.")
+
+
+def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> None:
+    """Print what would run.
+
+    Raises:
+        ConfigError, DataError: it would not.
+    """
+    config = compose_run(overrides)
+    if config.run.dir and Path(config.run.dir).exists() and config.resume is None:
+        raise ConfigError(f"run.dir={config.run.dir} is there already: give resume={config.run.dir}, or another one")
+    source = load_source(config)
+    steps = count_steps(config.train, len(source.train.labels))
+    steps = min(steps, config.train.limit_batches or steps)
+    shape = "x".join(map(str, source.image_shape))
+    facts = _facts(config, source)
+    memory = facts.memory
+    told = {
+        "data": f"{len(source.train.labels):,} train and {len(source.val.labels):,} val images of {shape} "
+        f"in {len(source.classes)} classes",
+        "files": source.origin or "not told by the data set",
+        "steps": f"{steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs",
+        "network": f"{facts.network}, {facts.parameters:,} parameters, {facts.precision} on {facts.device}",
+        "memory": f"about {_megabytes(sum(memory.values()))}: "
+        + ", ".join(f"{name} {_megabytes(size)}" for name, size in memory.items()),
+        "directory": config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID",
+    }
+    tree = config_tree("this would run", {key: value for key, value in config.plain.items() if value not in (None, [])})
+    console = make_console()
+    console.print(tree)
+    for name, text in told.items():
+        console.print(f"[cyan]{name:<10}[/] {escape(text)}", soft_wrap=True)
+    for note in facts.notes:
+        console.print(escape(note), soft_wrap=True)
+
+
+def _facts(config: Config, source: Source) -> Facts:
+    """What takes torch, from the last time where all that it follows from is as it was."""
+    path, key = _KEPT.expanduser(), _key(config, source)
+    kept = _read(path)
+    if key in kept:
+        return Facts(**kept[key])
+    from tinyexp.probe import find_facts
+
+    facts = find_facts(config, len(source.classes), source.image_shape)
+    if all(getattr(config, slot).target.startswith(_OURS) for slot in SLOTS):
+        with contextlib.suppress(OSError, TinyexpError):  # a home that cannot be written costs the next check its time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, dict([*kept.items(), (key, asdict(facts))][-_MOST:]))
+    return facts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _key(config: Config, source: Source) -> str:
+    """Names all that the facts follow from: config, data, this program, its libraries and the machine."""
+    package = Path(__file__).parent.parent
+    code = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(package.rglob("*.py"))]
+    versions = [metadata.version(name) for name in ("torch", "torchvision")]
+    machine = [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")]
+    own = {key: value for key, value in config.plain.items() if key not in ("run", "log", "ckpt", "sweep")}
+    text = json.dumps([own, len(source.classes), source.image_shape, code, versions, machine])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"
