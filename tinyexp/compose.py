@@ -129,14 +129,14 @@ def check_stored(stored: dict[str, Any], words: Sequence[str]) -> None:
     Raises:
         ConfigError: a class that a file may not name.
     """
-    trust = parse(words).value("trust") or []
+    trust = typed(tuple[str, ...], parse(words).value("trust") or [], "trust")
     for slot in SLOTS:
         values = stored.get(slot)
         name = values.get("_target_") if isinstance(values, dict) else None
         if isinstance(name, str) and name not in named_by_conf(slot, (CONF,)):
             from tinyexp.targets import resolve  # asks the thing itself, which takes torch
 
-            resolve(Component(slot=slot, target=name, arguments={}, trusted=False), tuple(trust))
+            resolve(Component(slot=slot, target=name, arguments={}, trusted=False), trust)
 
 
 def check_run(path: str, words: Sequence[str]) -> None:

@@ -44,6 +44,21 @@ class DirectoryLock:
         self._file.close()
 
 
+def is_held(directory: Path) -> bool:
+    """Does a process write there now? Not to be asked by that process itself: closing the file would drop its lock.
+
+    A lock that cannot be looked at counts as held.
+    """
+    try:
+        with (directory / ".lock").open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not disturb each other
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _owner(text: str) -> str:
     try:
         owner = json.loads(text)

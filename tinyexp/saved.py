@@ -1,0 +1,162 @@
+"""Runs as they lie on the disk, for whoever compares them: read as data, without torch or hydra, nothing evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from tinyexp.errors import ConfigError
+from tinyexp.lock import is_held
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+_NOT_SEARCHED = ("tb", "checkpoints")  # and what is hidden
+_STATUSES = ("running", "finished", "interrupted", "failed", "pruned")
+
+
+class SavedRun:
+    """What a run left in its directory. A file is read when it is first asked for, and once.
+
+    A summary or environment that is missing or torn is empty; a config or metrics that cannot be read are an error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.yaml, nested as it stands there.
+
+        Raises:
+            ConfigError: it is missing or no mapping of plain values.
+        """
+        path = self.path / "config.yaml"
+        try:
+            text = _read(path)
+            if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
+                raise _broken(path, "plain values", "an alias")  # ten lines of them unfold to gigabytes
+            values = _Loader(text).get_single_data()
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise _broken(path, "YAML", " ".join(str(error).split())) from error
+        if not isinstance(values, dict):
+            raise _broken(path, "a mapping", "nothing" if values is None else type(values).__name__)
+        return {str(key): value for key, value in values.items()}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        return _json_or_empty(self.path / "summary.json")
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The whole lines of metrics.jsonl; a last one without its end was being written, and is left out.
+
+        Raises:
+            ConfigError: a line is no JSON object of finite numbers, by its number.
+        """
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows: list[dict[str, Any]] = []
+        try:
+            for line in _read(path).split("\n")[:-1]:
+                row = _decode(line)
+                rows.append(row | {})  # an object, or TypeError
+        except (ValueError, TypeError, RecursionError) as error:
+            raise _broken(path, f"a JSON object in line {len(rows) + 1}", str(error)) from error
+        return rows
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """env.json of the newest process: each resume has its own."""
+        return _json_or_empty(self.path / f"env{self._stamp}.json")
+
+    @cached_property
+    def patch(self) -> str:
+        """What the newest process's code differed by from its commit; "" where it did not, or too much to be kept."""
+        path = self.path / f"code{self._stamp}.patch"
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    @property
+    def status(self) -> str:
+        """running, finished, interrupted, failed or pruned, as the run said; killed: it could not say; or unknown."""
+        said = self.summary.get("status", "unknown")
+        if said == "running" and not is_held(self.path):
+            return "killed"
+        return said if said in _STATUSES else "unknown"
+
+    def rows(self, phase: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of one phase."""
+        return [row for row in self.history if row.get("phase") == phase]
+
+    @cached_property
+    def _stamp(self) -> str:
+        """'' of the first process's files, '-TIME' of a resume's; they sort by time."""
+        stamps = sorted(path.name[len("env") : -len(".json")] for path in self.path.glob("env-*.json"))
+        return stamps[-1] if stamps else ""
+
+
+def is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and any(
+        (path / name).is_file() for name in ("summary.json", "metrics.jsonl")
+    )
+
+
+def find_runs(paths: Iterable[str]) -> list[SavedRun]:
+    """The runs at or anywhere below these paths, each once, sorted by path.
+
+    Raises:
+        ConfigError: a path is not there, or has no runs.
+    """
+    found: dict[Path, Path] = {}  # where it is in truth -> as it was reached
+    for path in map(Path, paths):
+        if not path.exists():
+            raise ConfigError(f"{path} is not there: give a run's directory, or a folder with runs")
+        runs = list(_search(path)) if path.is_dir() else []
+        if not runs:
+            raise ConfigError(
+                f"{path} has no runs: a run is a directory with config.yaml and summary.json or metrics.jsonl"
+            )
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return [SavedRun(path) for path in sorted(found.values())]
+
+
+def _search(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        if "config.yaml" in files and ("summary.json" in files or "metrics.jsonl" in files):
+            folders.clear()
+            yield Path(parent)
+        else:
+            folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_SEARCHED]
+
+
+def _read(path: Path) -> str:
+    """Raises ConfigError where the system refuses, and ValueError where it is no UTF-8."""
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _json_or_empty(path: Path) -> dict[str, Any]:
+    try:
+        value = _decode(path.read_bytes().decode())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number")
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def _broken(path: Path, rule: str, got: str) -> ConfigError:
+    return ConfigError(f"{path} must be {rule}, got {got}: restore the file, or leave this run out")
