@@ -1,3 +1,23 @@
 """tinyexp: Hydra-composed experiments for PyTorch image classification."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinyexp.loaded import LoadedRun
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
+    """A run's directory for a notebook: `.config`, `.summary`, `.history`, `.model`, `.network`, `.classes`.
+
+    Raises:
+        ConfigError: no run's directory, or one that names a class outside torch, torchvision, tinyexp and `trust`.
+    """
+    from tinyexp.loaded import LoadedRun  # takes torch, which the command line needs only later
+
+    return LoadedRun(path, trust)

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from tinyexp.config import Config
-from tinyexp.data.loader import Data
 from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError
 from tinyexp.targets import build
 
 OFFERED = ("num_classes", "in_channels", "image_size")  # what a model's signature may ask of the data
+
+
+class Seen(Protocol):
+    """What a network must know of its data."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def image_shape(self) -> tuple[int, int, int]: ...  # (C, H, W)
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """The same, of data that is not there: as a checkpoint describes it."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +97,7 @@ class Network:
             )
 
     @staticmethod
-    def build(config: Config, data: Data, dist: Dist) -> Network:
+    def build(config: Config, data: Seen, dist: Dist) -> Network:
         """The config's model with weights that follow from the seed, for this data and device.
 
         Raises:

@@ -27,7 +27,7 @@ CONF = next(
 )
 _SEARCHPATH = "hydra.searchpath"
 _FILE = "file://"
-_PLAIN = re.compile(r"[\w/.+-]+")  # a text that may need no quotes
+_PLAIN = re.compile(r"[\w/.+-]+", re.ASCII)  # a text that may need no quotes
 _INSTEAD = {"hydra.run.dir": "run.dir", "hydra.sweep.dir": "sweep.dir", "hydra.sweeper.params": "sweep.grid"}
 
 
@@ -136,7 +136,7 @@ def jobs(overrides: Overrides, grid: Mapping[str, Any]) -> list[Job]:
             axes.append(_grid_words(key, values, choices))
     swept = [position for position, words in enumerate(axes) if len(words) > 1]
     return [
-        Job(words, {key: value for key, _, value in (words[position].partition("=") for position in swept)})
+        Job(words, {key.lstrip("+"): value for key, _, value in (words[i].partition("=") for i in swept)})
         for words in itertools.product(*axes)
     ]
 

@@ -170,7 +170,7 @@ class Sweep:
 
 def _directory_name(number: int, width: int, label: dict[str, str]) -> str:
     """0-lr-0.001-seed-2: what it is, in letters that every shell, and Hydra's grammar, takes as they are."""
-    parts = [f"{key.lstrip('+').rpartition('.')[2]}-{value}" for key, value in label.items()]
+    parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in label.items()]
     return _NAME.sub("_", "-".join([f"{number:0{width}}", *parts]))[:_LONGEST].rstrip("._-")
 
 

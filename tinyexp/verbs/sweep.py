@@ -54,4 +54,5 @@ def _check(jobs: list[SweepJob]) -> None:
         try:
             check_parts(job.config)
         except ConfigError as error:
-            raise ConfigError(f"{error} (job {' '.join(job.words)}; none was begun)") from error
+            words = [f"{key}={value}" for key, value in job.label.items()] or job.words
+            raise ConfigError(f"{error} (job {' '.join(words)}; none was begun)") from error
