@@ -49,7 +49,7 @@ class RunDirectory:
         self._recorder: Recorder | None = None
         if not self._existed:
             write_text(self.path / "config.yaml", config.text)
-        own = {key: value for key, value in config.plain.items() if value not in (None, [])}
+        own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
         tree = config_tree(str(self.path), own)
         _log.info("%s", plain_text(tree), extra=drawn(tree))
         for note in config.notes:

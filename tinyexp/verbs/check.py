@@ -58,7 +58,8 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
         + ", ".join(f"{name} {_megabytes(size)}" for name, size in memory.items()),
         "directory": config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID",
     }
-    tree = config_tree("this would run", {key: value for key, value in config.plain.items() if value not in (None, [])})
+    own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
+    tree = config_tree("this would run", own)
     console = make_console()
     console.print(tree)
     for name, text in told.items():

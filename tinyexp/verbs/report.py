@@ -181,6 +181,8 @@ _LINES = ("status", "epochs", "best", "last", "time", "img/s", "parameters")
 
 def _lines(result: Result) -> tuple[str, ...]:
     best = [epoch for epoch, value in result.series.items() if value == result.best]
+    told = (result.run.summary.get("best") or {}).get("epoch")  # of several that are equal, the run's own choice
+    best = [told] if told in best else best
     return (
         result.status,
         _plain(result.epochs),
