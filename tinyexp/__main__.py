@@ -71,7 +71,10 @@ def _run(words: list[str]) -> None:
     elif line.verb == "train":
         from tinyexp.compose import compose_run
 
-        config = compose_run(line.overrides)  # every typo is an error here, before torch is imported
+        config = compose_run(line.overrides)  # most typos are an error here, before torch is imported
+        from tinyexp.parts import check_parts
+
+        config = check_parts(config)  # and the others here, before there is a directory
         from tinyexp.verbs.train import train
 
         train(config)

@@ -124,13 +124,16 @@ def check_stored(stored: dict[str, Any], words: Sequence[str]) -> None:
     """The trust rule alone, for those who show a config that is read back or take only a part of it.
 
     Args:
-        words: a command line, of which `trust=[...]` counts.
+        words: a command line; `trust=[...]` counts, and a class that it gives itself replaces the stored one.
 
     Raises:
         ConfigError: a class that a file may not name.
     """
-    trust = typed(tuple[str, ...], parse(words).value("trust") or [], "trust")
+    overrides = parse(words)
+    trust = typed(tuple[str, ...], overrides.value("trust") or [], "trust")
     for slot in SLOTS:
+        if overrides.given & {slot, f"{slot}._target_"}:
+            continue
         values = stored.get(slot)
         name = values.get("_target_") if isinstance(values, dict) else None
         if isinstance(name, str) and name not in named_by_conf(slot, (CONF,)):
@@ -311,9 +314,9 @@ def _run_directory(resume: str) -> Path:
 def _explain(error: Exception, words: Sequence[str]) -> str:
     """Hydra's message in one line, with the nearest valid name where a key or a choice is unknown."""
     text = str(error)
-    if match := re.match(r"Could not override '([^']+)'", text):
+    if match := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         key = match.group(1)
-        others = [one for one in words if one.split("=", 1)[0] != key]
+        others = [one for one in words if one.lstrip("~").split("=", 1)[0] != key]
         return _unknown(key, _by_hydra(others)[0] if len(others) < len(words) else OmegaConf.create())
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = match.group(1).rpartition("/")

@@ -56,6 +56,7 @@ class LoadedRun(SavedRun):
             IntegrityError: it is damaged.
         """
         checkpoint = self._checkpoint
+        check_stored(checkpoint["config"], self._words)
         config = recompose(checkpoint["config"], [*self._words, "train.precision=fp32"])
         data = checkpoint["data"]
         described = Described(

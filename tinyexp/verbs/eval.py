@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from tinyexp.checkpoint import find, load, weights_to_use
-from tinyexp.compose import check_run, recompose
+from tinyexp.compose import check_run, check_stored, recompose
 from tinyexp.data.loader import load_data
 from tinyexp.dist import process_group
 from tinyexp.engine import evaluate
@@ -24,7 +24,9 @@ def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     """
     check_run(paths[0], overrides)
     path = find(paths[0], "best")
-    score(load(path), str(path), overrides)
+    checkpoint = load(path)
+    check_stored(checkpoint["config"], overrides)
+    score(checkpoint, str(path), overrides)
 
 
 def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scores:

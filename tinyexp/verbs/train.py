@@ -9,13 +9,11 @@ from tinyexp.config import Config
 from tinyexp.data.loader import load_data
 from tinyexp.dist import process_group
 from tinyexp.engine import TrainState, evaluate, train_epoch
-from tinyexp.parts import check_parts
 from tinyexp.run import Run
 
 
 def train(config: Config) -> None:
     """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
-    config = check_parts(config)  # before there is a directory
     with process_group(config.hw) as dist, Run.open(config, dist) as run, load_data(config, dist) as data:
         state = TrainState.build(config, data, dist)
         run.restore(state, data)
