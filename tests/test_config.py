@@ -17,7 +17,7 @@ import yaml
 from helpers import PLAIN
 
 from tinyexp.__main__ import main
-from tinyexp.compose import CONF, choices, compose, compose_run, recompose
+from tinyexp.compose import compose, compose_run
 from tinyexp.config import (
     CkptConfig,
     Config,
@@ -34,6 +34,8 @@ from tinyexp.config import (
     parse,
 )
 from tinyexp.errors import ConfigError
+from tinyexp.overrides import CONF, choices
+from tinyexp.stored import recompose
 
 OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with values that are right
     "train": (TrainConfig, PLAIN.plain["train"]),
@@ -314,7 +316,7 @@ def test_each_number_must_be_finite() -> None:
         ("hw.timeout=inf", "hw.timeout must be a finite number, got inf"),
         ("dataset.crop_padding=-1", "dataset.crop_padding must be at least 0 px, got -1"),
         ("dataset.std=[0]", "dataset.std must be above 0 for each channel, got (0.0,)"),
-        ("dataset.std=0", "dataset.std must be a list of a number, got 0"),
+        ("dataset.std=0", "dataset.std must be a list of numbers, got 0"),
         ("dataset.std=[1,1]", "dataset.mean and dataset.std must be of one length, got ((0.3056,), (1.0, 1.0))"),
         ("sweep.grid=5", "sweep.grid must be a mapping, got 5"),
         ("config_file=5", "config_file must be text or null, got 5"),
@@ -509,7 +511,7 @@ def test_a_run_of_an_older_version_can_be_resumed(old_run: Path) -> None:
     [
         (b"train: [1\n", "config.yaml is no YAML"),
         (b"\xff\xfe\x00", "config.yaml is no YAML"),
-        (b"", "dataset is missing in a config that is read back: it is not whole"),
+        (b"", "config.yaml must hold a mapping of keys to values, got nothing"),
         (b"- 1\n- 2\n", "config.yaml must hold a mapping of keys to values, got list"),
         (b"train: {epochs: !!python/object/apply:os.getcwd []}\n", "config.yaml is no YAML"),
     ],

@@ -14,9 +14,10 @@ from types import ModuleType
 import pytest
 from helpers import PLAIN
 
-from tinyexp.compose import CONF, choices, compose
+from tinyexp.compose import compose
 from tinyexp.config import flatten
 from tinyexp.errors import ConfigError
+from tinyexp.overrides import CONF, choices
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "configuration.py"
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tinyexp.__main__ import main
 from tinyexp.checkpoint import load
-from tinyexp.compose import choices, compose
+from tinyexp.compose import compose
 from tinyexp.config import EarlyStop
 from tinyexp.device import available_devices
 from tinyexp.ema import Ema
@@ -26,6 +26,7 @@ from tinyexp.engine import TrainState, evaluate, train_epoch
 from tinyexp.errors import ConfigError
 from tinyexp.metrics import Scores
 from tinyexp.monitor import is_better, patience_spent
+from tinyexp.overrides import choices
 from tinyexp.verbs.eval import score
 
 SGD = ("optim=sgd", "optim.lr=0.05")

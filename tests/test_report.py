@@ -205,11 +205,11 @@ BROKEN = [
     ("metrics.jsonl", '{"phase": "val", "epoch": 1, "top1": "good"}\n', "must be a finite number .*, got 'good'"),
     ("metrics.jsonl", '{"phase": "val", "top1": 0.5}\n', "must be a finite number of an epoch, got 0.5 of None"),
     ("metrics.jsonl", "[" * 100_000 + "\n", "metrics.jsonl must be a JSON object in line 1"),
-    ("config.yaml", "a: [1", "config.yaml must be YAML"),
-    ("config.yaml", "", "config.yaml must be a mapping, got nothing"),
-    ("config.yaml", "- 1", "config.yaml must be a mapping, got list"),
-    ("config.yaml", "model: !!python/object/apply:os.system [ls]", "config.yaml must be YAML, got could not determine"),
-    ("config.yaml", "a: &a [1, 1]\nb: [*a, *a]", "config.yaml must be plain values, got an alias"),
+    ("config.yaml", "a: [1", "config.yaml is no YAML"),
+    ("config.yaml", "", "config.yaml must hold a mapping of keys to values, got nothing"),
+    ("config.yaml", "- 1", "config.yaml must hold a mapping of keys to values, got list"),
+    ("config.yaml", "model: !!python/object/apply:os.system [ls]", "config.yaml is no YAML: could not determine"),
+    ("config.yaml", "a: &a [1, 1]\nb: [*a, *a]", "config.yaml is no YAML: it has an alias"),
 ]
 
 

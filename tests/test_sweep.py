@@ -107,6 +107,12 @@ def test_words_with_spaces_and_signs_come_back_as_they_were(tmp_path: Path) -> N
         ("optim.lr=1,fast", "optim.lr must be a number, got 'fast'"),
         ("train.seed=0,-1", "train.seed must be at least 0 and below 2**63, got -1"),
         ("model=lenet5,lenet7", "model=lenet7 is no choice; did you mean lenet6?"),
+        ("train.seed=range(3,3)", "train.seed=range(3,3) gives no value"),
+        ("sweep.on_error=stop,continue", "sweep.on_error is one for the whole sweep, and cannot be swept"),
+        (
+            "model=torchvision model.name=resnet18,resnet99",
+            "model.name=resnet99 is no classification network of torchvision",
+        ),
         ("optim.lr=interval(0,1)", "optim.lr=interval(0,1) has no end of values: give some, as optim.lr=0.1,0.2"),
         ("model=glob(z*)", "model=glob(z*) matches no choice; valid: lenet5,"),
         ("run.dir=x optim.lr=1,2", "run.dir is for one run, and -m makes several: use sweep.dir"),
@@ -130,7 +136,7 @@ def test_a_wrong_job_is_told_before_the_first_begins(
 def test_directories_say_what_they_are_and_need_no_quotes(tmp_path: Path) -> None:
     words = [f"run.root={tmp_path}", "optim.lr=1e-3,1e-2", "optim.betas=[0.8,0.9],[0.9,0.99]"]
     sweep = Sweep.make(compose_sweep(words))
-    assert [job.directory.name for job in sweep.jobs][:2] == ["0-lr-0.001-betas-_0.8_0.9", "1-lr-0.001-betas-_0.9_0.99"]
+    assert [job.directory.name for job in sweep.jobs][:2] == ["1-lr-0.001-betas-_0.8_0.9", "2-lr-0.001-betas-_0.9_0.99"]
     for job in sweep.jobs:
         assert not job.directory.exists()
         relative = str(job.directory.relative_to(tmp_path))
@@ -181,19 +187,19 @@ def summary(directory: Path) -> dict[str, object]:
 def test_jobs_that_fail_stop_no_other_and_are_told(tmp_path: Path) -> None:
     """One job of four has a loss of nan, one is killed."""
     process = begin_sweep(tmp_path, "optim.lr=1e-3,1e30,2e-3,3e-3", "train.epochs=40", "ckpt.every_minutes=null")
-    killed = tmp_path / "sweep" / "2-lr-0.002"
+    killed = tmp_path / "sweep" / "3-lr-0.002"
     when(lambda: (killed / "metrics.jsonl").exists() or process.poll() is not None)
     os.kill(json.loads((killed / ".lock").read_text())["pid"], signal.SIGKILL)
     code, out, err = ended(process)
     assert code == 1
-    assert "2 of 4 jobs did not finish: 1-lr-1e+30 failed: not finite (exit 4); 2-lr-0.002 killed: by SIGKILL" in err
+    assert "2 of 4 jobs did not finish: 2-lr-1e+30 failed: not finite (exit 4); 3-lr-0.002 killed: by SIGKILL" in err
     jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
     assert [job["status"] for job in jobs] == ["finished", "failed", "killed", "finished"]
     assert [job["exit_code"] for job in jobs] == [0, 4, -signal.SIGKILL, 0]
     nan = tmp_path / "sweep" / jobs[1]["directory"]
     assert (summary(nan)["status"], summary(nan)["exit_code"]) == ("failed", 4)
     assert "samples of step" in (nan / "run.log").read_text()
-    for name in ("0-lr-0.001", "3-lr-0.003"):
+    for name in ("1-lr-0.001", "4-lr-0.003"):
         directory = tmp_path / "sweep" / name
         assert summary(directory)["status"] == "finished"
         best = max(row["top1"] for row in rows(directory, "val"))
@@ -218,10 +224,15 @@ def test_a_crash_leaves_its_traceback_and_on_error_stop_begins_no_other(
         begin_sweep(tmp_path, "model._target_=mynet.Net", "train.seed=range(3)", "sweep.on_error=stop")
     )
     assert (code, err.count("Traceback")) == (1, 0)
-    first = tmp_path / "sweep" / "0-seed-0"
+    first = tmp_path / "sweep" / "1-seed-0"
     assert "AssertionError: it broke" in (first / "run.log").read_text()
     assert summary(first)["exit_code"] == 1
-    assert sorted(path.name for path in first.parent.iterdir()) == ["0-seed-0", "sweep.json", "sweep.log"]
+    assert sorted(path.name for path in first.parent.iterdir()) == [
+        "1-seed-0",
+        "1-seed-0.out",
+        "sweep.json",
+        "sweep.log",
+    ]
     assert out.count("not started") >= 2
 
 
@@ -229,14 +240,14 @@ def test_a_crash_leaves_its_traceback_and_on_error_stop_begins_no_other(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_makes_the_running_job_save_and_starts_no_other(tmp_path: Path, number: signal.Signals) -> None:
     process = begin_sweep(tmp_path, "train.seed=range(3)", "train.epochs=100000")
-    job = tmp_path / "sweep" / "0-seed-0"
+    job = tmp_path / "sweep" / "1-seed-0"
     when(lambda: (job / "checkpoints" / "last.pt").exists() or process.poll() is not None)
     process.send_signal(number)
     code, out, err = ended(process)
     assert code == 75
     assert f"the sweep was interrupted by {number.name}; its last job goes on with resume={job}" in err
     assert summary(job)["status"] == "interrupted"
-    assert not (job.parent / "1-seed-1").exists()
+    assert not (job.parent / "2-seed-1").exists()
     assert out.count("not started") >= 2
 
 
@@ -260,6 +271,6 @@ def test_a_job_is_the_run_that_its_words_make(tmp_path: Path) -> None:
     times = ("images_per_second", "data_wait", "seconds")
     both = [
         [{key: value for key, value in row.items() if key not in times} for row in rows(directory, "val")]
-        for directory in (tmp_path / "sweep" / "1-seed-6", tmp_path / "alone")
+        for directory in (tmp_path / "sweep" / "2-seed-6", tmp_path / "alone")
     ]
     assert both[0] == both[1]

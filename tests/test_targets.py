@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
+import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
 import torch
-from helpers import component, rows, train
+import yaml
+from helpers import PLAIN, component, rows, train
 from torch import nn
 
 from tinyexp.__main__ import main
-from tinyexp.compose import CONF, compose, read, recompose
-from tinyexp.config import SLOTS
+from tinyexp.compose import compose
+from tinyexp.config import SLOTS, LoaderConfig
 from tinyexp.errors import ConfigError
 from tinyexp.optim import build_optimizer
+from tinyexp.overrides import CONF
+from tinyexp.plainfile import read
+from tinyexp.stored import recompose
 from tinyexp.targets import build, resolve
 
 DANGEROUS = [  # all of them resolve, some through a package that is trusted
@@ -273,3 +285,169 @@ def test_a_run_does_not_vouch_for_itself(
         assert main(words) == 2
         assert "If you trust it: 'trust=[mypkg.parts.Net]'" in capsys.readouterr().err
     assert not (user_package / "imported").exists()
+
+
+# whatever reads a config back
+
+
+LOADER = {key: PLAIN.plain["dataset"][key] for key in LoaderConfig.__dataclass_fields__}  # its own keys, for any data
+HARMFUL: dict[str, dict[str, Any]] = {  # names with arguments that would make the file `marker` if they were called
+    "os.system": {"command": "touch marker"},
+    "builtins.open": {"file": "marker", "mode": "w"},
+    "torch.load": {"f": "pickle.pt", "weights_only": False},
+    "torch.hub.load": {"repo_or_dir": "hub", "model": "touch", "source": "local"},
+    "torchvision.datasets.utils.os.system": {"command": "touch marker"},
+    "mypkg.parts.Net": {"width": 3},  # whose import makes the file `imported`
+}
+
+
+class Touch:
+    """Unpickled, it makes the file `marker`."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch marker",)
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("trust") / "run", "train.epochs=1", "train.limit_batches=1")
+
+
+@pytest.fixture
+def trap(
+    whole_run: Path, tmp_path: Path, user_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], dict[str, Any]]:
+    """Puts a harmful name into a slot of ./run's config.yaml and returns the config; what it would load is there."""
+    here = tmp_path / "here"
+    shutil.copytree(whole_run, here / "run")
+    monkeypatch.chdir(here)
+    torch.save(Touch(), "pickle.pt")
+    Path("hub").mkdir()
+    Path("hub/hubconf.py").write_text("import os\nos.system('touch marker')\ndef touch(**_): pass\n")
+    kept: dict[tuple[str, ...], Any] = {}
+    original = hydra.compose
+
+    def composed(*given: Any, overrides: list[str], **named: Any) -> Any:  # each composing takes a tenth of a second
+        if tuple(overrides) not in kept:
+            kept[tuple(overrides)] = original(*given, overrides=overrides, **named)
+        return copy.deepcopy(kept[tuple(overrides)])
+
+    monkeypatch.setattr(hydra, "compose", composed)
+    clean = read(Path("run/config.yaml"))
+
+    def set_trap(slot: str, name: str) -> dict[str, Any]:
+        values = {**(LOADER if slot == "dataset" else {}), "_target_": name, **HARMFUL[name]}
+        config = {**clean, slot: values, "trust": ["*", name]}
+        Path("run/config.yaml").write_text(json.dumps(config))
+        return config
+
+    return set_trap
+
+
+def assert_refused(words: list[str], slot: str, name: str, package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(Path.cwd().rglob("*"))
+    assert main(words) == 2, (words, slot, name)
+    told = "".join("".join(capsys.readouterr()).split())  # a table breaks its lines
+    assert f"{slot}._target_={name}" in told
+    # a function is no optimizer, whoever names it
+    assert f"trust=[{name}]" in told or (slot == "optim" and "mustbeaOptimizerclass" in told)
+    assert "Traceback" not in told
+    assert not Path("marker").exists()
+    assert sorted(Path.cwd().rglob("*")) == files
+    assert "mypkg" not in sys.modules
+    assert not (package / "imported").exists()
+
+
+Trap = Callable[[str, str], dict[str, Any]]
+READERS = ("resume=run hw=cpu", "eval run", "show run", "report run", "config_file=run/config.yaml")
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("words", READERS)
+def test_no_verb_takes_a_harmful_name_from_a_runs_config(
+    words: str, slot: str, trap: Trap, user_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in HARMFUL:
+        trap(slot, name)
+        assert_refused(words.split(), slot, name, user_package, capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "slots"),
+    [
+        ("eval run hw=cpu", ("dataset", "model")),
+        ("eval checkpoint.pt", ("dataset", "model")),
+        ("show run", SLOTS),
+        ("show checkpoint.pt", SLOTS),
+    ],
+)
+def test_no_verb_takes_a_harmful_name_from_a_checkpoint(
+    words: str, slots: tuple[str, ...], trap: Trap, user_package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though the config.yaml beside it is clean."""
+    for slot in slots:
+        for name in HARMFUL:
+            forge_checkpoint(trap, words, slot, name)
+            assert_refused(words.split(), slot, name, user_package, capsys)
+
+
+def forge_checkpoint(trap: Trap, words: str, slot: str, name: str) -> None:
+    clean = Path("run/config.yaml").read_text()
+    path = Path("run/checkpoints") / ("best.pt" if words.startswith("eval") else "last.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["config"] = trap(slot, name)
+    Path("run/config.yaml").write_text(clean)
+    torch.save(checkpoint, path if "run" in words else "checkpoint.pt")
+
+
+@pytest.mark.parametrize("slot", ["optim", "scheduler"])
+def test_eval_does_not_ask_what_it_does_not_need(slot: str, trap: Trap, user_package: Path) -> None:
+    for name in HARMFUL:
+        forge_checkpoint(trap, "eval run", slot, name)
+        main(["eval", "run", "hw=cpu"])
+        assert not Path("marker").exists()
+        assert "mypkg" not in sys.modules
+        assert not (user_package / "imported").exists()
+
+
+@pytest.mark.parametrize("words", ["resume=run hw=cpu", "eval run", "config_file=run/config.yaml"])
+def test_an_interpolation_that_is_read_back_is_not_evaluated(
+    words: str, trap: Trap, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in any place of a config, of whatever depth."""
+    monkeypatch.setenv("SECRET", "a secret")
+    text, secret = Path("run/config.yaml").read_text(), "${oc.env:SECRET}"
+    path = Path("run/checkpoints/best.pt")
+    checkpoint = torch.load(path, weights_only=True)
+    for key in ("model.dropout", "optim.betas", "optim._target_", "trust", "run.name", "train.early_stop.patience"):
+        config = yaml.safe_load(text)
+        group, _, name = key.rpartition(".")
+        place = functools.reduce(dict.__getitem__, filter(None, group.split(".")), config)
+        place[name] = [secret, secret] if name in ("betas", "trust") else secret
+        if key == "trust" and words.startswith("config_file"):
+            continue  # a file's trust is not read
+        Path("run/config.yaml").write_text(yaml.safe_dump(config))
+        if words.startswith("eval"):
+            Path("run/config.yaml").write_text(text)
+            torch.save(checkpoint | {"config": config}, path)
+        assert main(words.split()) == 2
+        err = capsys.readouterr().err
+        assert f"tinyexp: {key}=" in err
+        assert "may hold values only, no interpolation" in err or (
+            key == "optim._target_" and "comes from a file that was read back" in err
+        )
+        assert "a secret" not in err
+
+
+@pytest.mark.parametrize("words", ["show run", "report run", "eval run hw=cpu", "resume=run train.epochs=2"])
+def test_what_is_trusted_is_read(words: str, trap: Trap, user_package: Path) -> None:
+    """As far as the name goes: these weights are LeNet5's."""
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    (user_package / "parts.py").write_text(f"{USER_CODE}\nfrom tinyexp.models import LeNet5\n")
+    config["model"]["_target_"] = "mypkg.parts.LeNet5"
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    path = Path("run/checkpoints/best.pt")
+    torch.save(torch.load(path, weights_only=True) | {"config": config}, path)
+    assert main(words.split()) == 2
+    assert "mypkg" not in sys.modules
+    assert main([*words.split(), "trust=[mypkg.*]"]) == 0

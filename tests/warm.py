@@ -7,7 +7,12 @@ import os
 
 from tinyexp.compose import compose
 
-for name in ("tinyexp.__main__", "tinyexp.parts", "tinyexp.verbs.train", "torch._dynamo"):  # the last comes with torch.optim's methods
+for name in (
+    "tinyexp.__main__",
+    "tinyexp.parts",
+    "tinyexp.verbs.train",
+    "torch._dynamo",
+):  # the last comes with torch.optim's methods
     importlib.import_module(name)
 compose([])  # Hydra's own imports
 gc.freeze()  # else each child spends 0.2 s on looking through torch's objects

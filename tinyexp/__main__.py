@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from tinyexp import __version__
-from tinyexp.errors import TinyexpError, exit_code
+from tinyexp.errors import ConfigError, TinyexpError, did_you_mean, exit_code
 from tinyexp.words import Usage, Words, split, usages
 
 _HELP = """\
@@ -83,7 +85,7 @@ def _run(words: list[str]) -> None:
 
 
 def _help(known: dict[str, Usage], overrides: list[str]) -> str:
-    from tinyexp.compose import choices
+    from tinyexp.overrides import choices
 
     width = max(len(usage.form) for usage in known.values() if len(usage.form) < 40)
     lines = [f"  tinyexp {usage.form:<{width}}  {usage.meaning}" for usage in known.values()]
@@ -93,21 +95,35 @@ def _help(known: dict[str, Usage], overrides: list[str]) -> str:
 
 def _show_config(line: Words) -> None:
     """The composed config, checked as a run's is; what Hydra alone can tell it tells itself."""
-    from tinyexp.compose import compose_run, hydra_main
+    from tinyexp.compose import compose_run
+    from tinyexp.hydraconf import hydra_main
+    from tinyexp.validate import to_text
 
+    if line.verb not in ("train", "check"):
+        raise ConfigError(f"--cfg, --info and --hydra-help are of one run to train, and not of {line.verb}")
     config = compose_run(line.overrides)
-    if line.options == {"cfg": "job"}:
-        print(config.text, end="")  # noqa: T201
-    else:
+    if line.options.get("cfg") != "job":
         hydra_main(line.hydra)
+        return
+    shown: Any = config.plain
+    for part in line.options.get("package", "").split(".") if "package" in line.options else ():
+        if not isinstance(shown, dict) or part not in shown:
+            raise ConfigError(f"--package {line.options['package']} is no group{did_you_mean(part, config.plain)}")
+        shown = shown[part]
+    print(to_text(shown).rstrip())  # noqa: T201
 
 
 def _complete(words: list[str], known: dict[str, Usage]) -> None:
     """Hydra completes overrides; the verbs are ours. What a PATH may be, the shell knows."""
-    from tinyexp.compose import hydra_main
+    from tinyexp.hydraconf import hydra_main
 
+    asked = [word for word in words if word not in ("-sc", "--shell-completion")]
+    if len(asked) != 1 or not re.fullmatch(r"(install|uninstall|query)=(bash|zsh|fish)", asked[0]):
+        raise ConfigError(
+            f"-sc takes install=SHELL with SHELL one of bash | zsh | fish, got {' '.join(asked) or 'nothing'}"
+        )
     typed = os.environ.get("COMP_LINE", "").split(" ")
-    if len(typed) == 2 and any(word.startswith("query=") for word in words):
+    if len(typed) == 2 and asked[0].startswith("query="):
         print(" ".join(verb for verb in known if verb.startswith(typed[1])))  # noqa: T201
     if len(typed) > 2 and typed[1] in known:
         if known[typed[1]].takes_paths:

@@ -168,22 +168,6 @@ def weights_to_use(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     return weights
 
 
-def find(path: str, name: str) -> Path:
-    """The checkpoint that a user means: a file is itself, a run's directory its `name`.pt.
-
-    Raises:
-        ConfigError: neither is there.
-    """
-    given = Path(path)
-    if given.is_dir():
-        given = given / "checkpoints" / f"{name}.pt"
-    if not given.is_file():
-        raise ConfigError(
-            f"{given} is not there: a run's directory (with checkpoints/{name}.pt) or a checkpoint is needed"
-        )
-    return given
-
-
 def read_latest(folder: Path) -> bytes | None:
     """The newest checkpoint of a run that passes its check: last.pt, else prev.pt; None where there is neither.
 

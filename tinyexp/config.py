@@ -194,7 +194,9 @@ def blaming(sources: Mapping[str, str]) -> Iterator[None]:
         yield
     except ConfigError as error:
         key = re.match(r"[\w.]*", str(error))
-        place = sources.get(key.group()) if key else None
+        name = key.group() if key else ""
+        of_slot = (place for one, place in sources.items() if one.startswith(f"{name}."))
+        place = sources.get(name) or next(of_slot, None)
         raise ConfigError(f"{error} (in {place})") if place else error from error.__cause__
 
 
@@ -262,12 +264,15 @@ def _converted(option: Any, value: Any, key: str) -> Any:
     return value
 
 
+_PLURAL = {"an integer": "integers", "a number": "numbers"}
+
+
 def _spelled(option: Any) -> str:
     origin, inner = typing.get_origin(option), typing.get_args(option)
     if origin is Literal:
         return " | ".join(map(str, inner))
     if origin is tuple:
-        return f"a list of {spelled(inner[0])}"
+        return f"a list of {_PLURAL.get(spelled(inner[0]), spelled(inner[0]))}"
     if origin is dict:
         return "a mapping"
     return {int: "an integer", float: "a number", str: "text", bool: "true or false", type(None): "null"}[option]

@@ -81,12 +81,17 @@ def config_tree(title: str, config: Mapping[str, Any]) -> Tree:
         if isinstance(values, Mapping):
             rest = dict(values)
             if target := rest.pop("_target_", None):
-                line.append(f"{target}  ", style="green")
+                line.append(f"{visible(str(target))}  ", style="green")
             line.append(" ".join(f"{key}={_spell(value)}" for key, value in rest.items()), style="default")
         else:
             line.append(_spell(values), style="default")
         tree.add(line)
     return tree
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Without the signs that steer a terminal: what a file of somebody else says is only shown."""
+    return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)
 
 
 def epoch_header() -> Text:
@@ -161,4 +166,4 @@ def _spell(value: Any) -> str:
         return "{" + " ".join(f"{key}={_spell(item)}" for key, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return visible(str(value))

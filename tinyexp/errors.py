@@ -49,10 +49,10 @@ class Interrupted(TinyexpError):
     exit_code = 75
 
 
-def did_you_mean(name: str, valid: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(name: str, valid: Iterable[str], prefix: str = "", cutoff: float = 0.6) -> str:
     """'; did you mean x?' with the nearest valid name (told with the prefix), or the list of all when none is near."""
     names = sorted(map(str, valid))
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f"; did you mean {prefix}{near[0]}?" if near else f"; valid: {', '.join(names) or 'none'}"
 
 

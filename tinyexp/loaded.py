@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyexp.checkpoint import find, load, weights_to_use
-from tinyexp.compose import check_stored, recompose
+from tinyexp.checkpoint import load, weights_to_use
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError
 from tinyexp.network import Described, Network
 from tinyexp.overrides import word
-from tinyexp.saved import SavedRun
+from tinyexp.saved import SavedRun, find_checkpoint
+from tinyexp.stored import check_stored, recompose
 
 
 class LoadedRun(SavedRun):
@@ -72,4 +72,4 @@ class LoadedRun(SavedRun):
 
     @cached_property
     def _checkpoint(self) -> dict[str, Any]:
-        return load(find(str(self.path), "best"))
+        return load(find_checkpoint(str(self.path), "best"))

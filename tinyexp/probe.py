@@ -80,7 +80,7 @@ def _activations(model: nn.Module, shape: tuple[int, int, int, int], num_classes
         raise ConfigError(
             f"model {type(model).__name__} must give ({shape[0]}, {num_classes}) logits, got {tuple(logits.shape)}"
         )
-    return sum(kept.values()) + math.prod(shape) * 4
+    return sum(kept.values())
 
 
 @contextlib.contextmanager

@@ -270,7 +270,8 @@ class Run:
         told = isinstance(error, TinyexpError)
         _log.error("%s", error or type(error).__name__, exc_info=None if told else error, extra=FILE_ONLY)
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        self._summarize(status, exit_code(error), str(error) or type(error).__name__)
+        name = "" if told else f"{type(error).__name__}: "
+        self._summarize(status, exit_code(error), f"{name}{error}".removesuffix(": "))
 
     def _leave(self, reason: str) -> None:
         """At once, from the signals' thread, since the main one may be blocked: what stands on the disk is whole."""

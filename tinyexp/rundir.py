@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, cast
 
-from tinyexp.checkpoint import Checkpointer, find, load, non_finite, read_checked, read_latest
+from tinyexp.checkpoint import Checkpointer, load, non_finite, read_checked, read_latest
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
 from tinyexp.data.loader import Data
@@ -19,6 +19,7 @@ from tinyexp.files import make_unique, refusal, sweep, write_json, write_text
 from tinyexp.lock import DirectoryLock
 from tinyexp.log import ALWAYS, drawn, plain_text, start_run_log, start_terminal, stop_logging
 from tinyexp.record import Recorder
+from tinyexp.saved import find_checkpoint
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class RunDirectory:
     def read_initial(self) -> bytes | None:
         """The checked bytes of init_from's checkpoint, a run's best by default."""
         path = self._config.init_from
-        return None if path is None else read_checked(find(path, "best"))
+        return None if path is None else read_checked(find_checkpoint(path, "best"))
 
     def begin(self, state: TrainState, data: Data, lines: int) -> None:
         """The state is whole: write what the run is, and go on with the metrics after their first `lines` lines.

@@ -9,12 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from tinyexp.errors import ConfigError
 from tinyexp.lock import is_held
+from tinyexp.plainfile import read
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 _NOT_SEARCHED = ("tb", "checkpoints")  # and what is hidden
 _STATUSES = ("running", "finished", "interrupted", "failed", "pruned")
 
@@ -35,17 +33,7 @@ class SavedRun:
         Raises:
             ConfigError: it is missing or no mapping of plain values.
         """
-        path = self.path / "config.yaml"
-        try:
-            text = _read(path)
-            if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
-                raise _broken(path, "plain values", "an alias")  # ten lines of them unfold to gigabytes
-            values = _Loader(text).get_single_data()
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise _broken(path, "YAML", " ".join(str(error).split())) from error
-        if not isinstance(values, dict):
-            raise _broken(path, "a mapping", "nothing" if values is None else type(values).__name__)
-        return {str(key): value for key, value in values.items()}
+        return read(self.path / "config.yaml")
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -104,6 +92,22 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and any(
         (path / name).is_file() for name in ("summary.json", "metrics.jsonl")
     )
+
+
+def find_checkpoint(path: str, name: str) -> Path:
+    """The checkpoint that a user means: a file is itself, a run's directory its `name`.pt.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    given = Path(path)
+    if given.is_dir():
+        given = given / "checkpoints" / f"{name}.pt"
+    if not given.is_file():
+        raise ConfigError(
+            f"{given} is not there: a run's directory (with checkpoints/{name}.pt) or a checkpoint is needed"
+        )
+    return given
 
 
 def find_runs(paths: Iterable[str]) -> list[SavedRun]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from torch.optim import Optimizer
@@ -118,13 +119,7 @@ def build_schedule(
     if interval == "epoch":  # what it counts are epochs
         total, steps_per_epoch = total // steps_per_epoch, 1
     arguments = {key: _in_steps(value, steps_per_epoch) for key, value in arguments.items()}
-    spelled = Component(
-        slot="scheduler",
-        target=component.target,
-        arguments=arguments,
-        trusted=component.trusted,
-        inherited=component.inherited,
-    )
+    spelled = replace(component, arguments=arguments)
     if inspect.isclass(target):
         return Schedule(build(spelled, trust, optimizer, total_steps=total), interval)
     arguments = check_arguments(spelled, target, 2, {})
@@ -139,5 +134,7 @@ def build_schedule(
 
 
 def _in_steps(value: Any, steps_per_epoch: int) -> Any:
+    if isinstance(value, list):
+        return [_in_steps(item, steps_per_epoch) for item in value]
     match = _EPOCHS.fullmatch(value) if isinstance(value, str) else None
     return round(float(match.group(1)) * steps_per_epoch) if match else value

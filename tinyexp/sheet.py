@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tinyexp.console import visible
+
 _WIDE = 2000  # columns where there is no terminal: nothing is cut
 _LONGEST = 60  # lines of a listing on the console; Markdown has all
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}  # of a diff's lines
@@ -69,9 +71,10 @@ def markdown(part: Sheet | Listing) -> str:
     return "\n".join([f"## {part.title}", "", *lines, ""])
 
 
-def visible(text: str, keep: str = "") -> str:
-    """Without the signs that steer a terminal: what a file of somebody else says is only shown."""
-    return "".join(letter if letter.isprintable() or letter in keep else repr(letter)[1:-1] for letter in text)
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Key -> its last part, where no other key's is the same."""
+    lasts = [key.removesuffix("._target_").rpartition(".")[2] for key in keys]
+    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def _show_sheet(console: Console, sheet: Sheet) -> None:

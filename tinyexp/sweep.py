@@ -6,6 +6,8 @@ The jobs share nothing with this process but the disk: one that crashes, is kill
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import re
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from tinyexp.files import make_unique, refusal, write_json
 from tinyexp.overrides import word
 from tinyexp.saved import SavedRun
 
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _LOOK = 0.25  # seconds between two looks at a running job
 _NAME = re.compile(r"[^A-Za-z0-9._+-]+")  # what a directory's name, and an override's value, had better not have
@@ -41,7 +44,7 @@ class Job:
     status: str = "waiting"  # then running; then finished, failed, killed or interrupted; or not started
     code: int | None = None  # of the process: negative is the signal that killed it
     seconds: float = 0.0
-    last_words: str = ""  # of stderr
+    last_words: str = ""  # of its output
 
     @property
     def run(self) -> SavedRun:
@@ -50,6 +53,8 @@ class Job:
 
     def describe(self) -> str:
         """What happened to it, in a few words."""
+        if self.code == 0 and self.status == "failed":
+            return "failed: it ended with exit 0 before its last epoch"
         return self.status if self.code in (None, 0) else f"{self.status}: {describe_exit(self.code)}"
 
 
@@ -68,9 +73,11 @@ class Sweep:
         """Its directory is made, those of its jobs are not.
 
         Raises:
-            ConfigError: sweep.dir is there already, or cannot be made.
+            ConfigError: sweep.dir is there already, or cannot be made; or this is one of several ranks.
             ResourceError: the disk is full.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("-m is for one process, and torchrun started several: each would run the whole sweep")
         first = jobs[0].config
         names = {job.config.run.name for job in jobs}
         try:
@@ -84,7 +91,7 @@ class Sweep:
             raise ConfigError(f"sweep.dir={first.sweep.dir} is there already: two sweeps never share one") from error
         except OSError as error:
             raise refusal(f"a sweep's directory cannot be made: {error.strerror}", error, ConfigError) from error
-        width = len(str(len(jobs) - 1))
+        width = len(str(len(jobs)))
         found = [
             Job(
                 number=number,
@@ -93,7 +100,7 @@ class Sweep:
                 directory=directory / _directory_name(number, width, job.label),
                 epochs=job.config.train.epochs,
             )
-            for number, job in enumerate(jobs)
+            for number, job in enumerate(jobs, start=1)
         ]
         sweep = Sweep(directory, found, first.sweep.on_error)
         sweep.write()
@@ -109,7 +116,7 @@ class Sweep:
         """
         with self._answering():
             for job in self.jobs:
-                if self.asked or (self.on_error == "stop" and any(each.code for each in self.jobs)):
+                if self.asked or (self.on_error == "stop" and any(map(_is_bad, self.jobs))):
                     job.status = "not started"
                 else:
                     self._run_job(job, look)
@@ -118,38 +125,53 @@ class Sweep:
 
     def raise_for_failures(self) -> None:
         """Raises Interrupted where a signal came, else TinyexpError where a job failed: the exit code says so."""
-        failed = [job for job in self.jobs if job.code]
+        failed = [job for job in self.jobs if _is_bad(job)]
+        waiting = sum(job.status == "not started" for job in self.jobs)
+        not_started = f"; {waiting} were not started" if waiting else ""
         if self.asked:
             cut = next((job for job in self.jobs if job.status == "interrupted"), None)
             more = f"; its last job goes on with resume={cut.directory}" if cut else ""
-            raise Interrupted(f"the sweep was interrupted by {signal.Signals(self.asked).name}{more}")
+            told = f"the sweep was interrupted by {signal.Signals(self.asked).name}{not_started}{more}"
+            raise (Interrupted if cut or not failed else TinyexpError)(told)
         if failed:
             told = "; ".join(f"{job.directory.name} {job.describe()}" for job in failed[:3])
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise TinyexpError(f"{len(failed)} of {len(self.jobs)} jobs did not finish: {told}{more}")
+            raise TinyexpError(f"{len(failed)} of {len(self.jobs)} jobs did not finish: {told}{more}{not_started}")
 
     def write(self) -> None:
-        """sweep.json: what each job is and what became of it."""
-        write_json(self.directory / "sweep.json", {"argv": sys.argv, "jobs": [_plain(job) for job in self.jobs]})
+        """sweep.json: what each job is and what became of it. A full disk stops no job: each tells it by itself."""
+        try:
+            write_json(self.directory / "sweep.json", {"argv": sys.argv, "jobs": [_plain(job) for job in self.jobs]})
+        except TinyexpError as error:
+            _log.warning("%s", error)
 
     def _run_job(self, job: Job, look: Callable[[Job], None]) -> None:
         command = [sys.executable, "-m", "tinyexp", *job.words, word("run.dir", str(job.directory))]
         job.status, began = "running", time.monotonic()
-        with tempfile.TemporaryFile() as errors:
+        self.write()
+        with tempfile.TemporaryFile() as output:
             # In a session of its own, so that Ctrl-C reaches it once: from here.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
             while job.code is None:
                 look(job)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     job.code = self._process.wait(_LOOK)
                 job.seconds = time.monotonic() - began
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
-            job.last_words = lines[-1] if lines else ""
-        job.status = _status(job.code)
+            finished = job.run.status == "finished"
+            job.status = "finished" if job.code == 0 and finished else _status(job.code)
+            if job.status != "finished":
+                output.seek(0)
+                self._keep_output(job, output.read())
         look(job)
+
+    def _keep_output(self, job: Job, output: bytes) -> None:
+        """What a job that did not finish said, beside its directory: it may have come to no run.log."""
+        lines = output.decode(errors="replace").strip().splitlines()
+        job.last_words = lines[-1] if lines else ""
+        with contextlib.suppress(OSError):
+            self.directory.joinpath(f"{job.directory.name}.out").write_bytes(output)
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
@@ -174,10 +196,15 @@ def _directory_name(number: int, width: int, label: dict[str, str]) -> str:
     return _NAME.sub("_", "-".join([f"{number:0{width}}", *parts]))[:_LONGEST].rstrip("._-")
 
 
+def _is_bad(job: Job) -> bool:
+    return job.code is not None and job.status != "finished"
+
+
 def _status(code: int) -> str:
+    """Of a job that did not finish."""
     if code < 0:
         return "killed"
-    return {0: "finished", Interrupted.exit_code: "interrupted"}.get(code, "failed")
+    return "interrupted" if code == Interrupted.exit_code else "failed"
 
 
 def _plain(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyexp.console import duration
+from tinyexp.sheet import short_names
 from tinyexp.sweep import Job, Sweep
 
 _STYLES = {"running": "cyan", "finished": "green", "waiting": "dim", "not started": "dim", "interrupted": "yellow"}
@@ -41,7 +42,7 @@ class SweepTable:
         """The table as it is now, around the job that runs."""
         if self._live:
             room = max(3, self._console.height - _MARGIN)
-            first = max(0, min(job.number - room // 2, len(self._sweep.jobs) - room))
+            first = max(0, min(job.number - 1 - room // 2, len(self._sweep.jobs) - room))
             done = sum(each.code is not None for each in self._sweep.jobs)
             line = Text(f"{done}/{len(self._sweep.jobs)} jobs", style="bold")
             line.append(self._left(done), style="magenta")
@@ -49,9 +50,9 @@ class SweepTable:
 
     def drawing(self, first: int = 0, end: int | None = None) -> Table:
         """The rows of some jobs, or of all."""
-        keys = list(self._sweep.jobs[0].label)
+        keys = list(dict.fromkeys(key for job in self._sweep.jobs for key in job.label))
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-        for name in ("job", *(key.rpartition(".")[2] for key in keys)):
+        for name in ("job", *short_names(keys).values()):
             table.add_column(name)
         table.add_column("status", overflow="fold")
         for name in ("epoch", "best top1", "time"):
@@ -72,11 +73,11 @@ class SweepTable:
 
 def job_line(job: Job, total: int) -> str:
     """What became of a job, in one line; what a crashed one said last, where it could write no log."""
-    values = " ".join(f"{key}={value}" for key, value in job.label.items())
+    values = "".join(f" {key}={value}" for key, value in job.label.items())
     _, best = _progress(job)
     scores = f", best top1 {best}" if best else ""
     said = f": {job.last_words}" if job.code and job.last_words else ""
-    return f"job {job.number + 1}/{total} {values}: {job.describe()} in {duration(job.seconds)}{scores}{said}"
+    return f"job {job.number}/{total}{values}: {job.describe()} in {duration(job.seconds)}{scores}{said}"
 
 
 def _progress(job: Job) -> tuple[str, str]:

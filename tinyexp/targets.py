@@ -9,13 +9,15 @@ import functools
 import importlib
 import inspect
 import operator
+import re
+import traceback
 import types
 import typing
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tinyexp.config import Component, typed
+from tinyexp.config import Component, LoaderConfig, typed
 from tinyexp.errors import ConfigError, did_you_mean
 
 # Where a function may come from that a file read back names; classes may come from all of these packages.
@@ -25,6 +27,7 @@ _FUNCTIONS = {
     "scheduler": ("tinyexp.schedule.",),
     "dataset": ("tinyexp.data.",),
 }
+_MORE = {"dataset": LoaderConfig.__dataclass_fields__}  # keys of a slot that are not the class's
 _SIMPLE = (int, float, bool, str, type(None))
 _PACKAGES = ("torch.", "torchvision.", "tinyexp.")
 
@@ -70,8 +73,13 @@ def build(component: Component, trust: tuple[str, ...], *positional: object, **o
     arguments = check_arguments(component, target, len(positional), offered)
     try:
         return target(*positional, **arguments)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"{component.slot}: {component.target} does not take these arguments: {error}") from error
+    except (ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unexpected:
+            told = f"{component.slot}.{unexpected.group(1)} is no argument of {component.target}"
+        else:
+            told = f"{component.slot}: {component.target} does not take these arguments"
+        raise ConfigError(f"{told}: {error}") from error
 
 
 def check_arguments(
@@ -84,32 +92,45 @@ def check_arguments(
     """
     parameters = list(inspect.signature(target).parameters.values())[num_positional:]
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    anything = takes_anything(target)
     left_out = leftovers(component, target)
     given = {key: value for key, value in component.arguments.items() if key not in left_out}
     for key in given:
         if key not in named and not anything:
-            raise ConfigError(
-                f"{component.slot}.{key} is no argument of {component.target}"
-                f"{did_you_mean(key, named, prefix=f'{component.slot}.')}"
+            near = did_you_mean(
+                key,
+                [*named, *_MORE.get(component.slot, ()), *(["_target_"] * (key[0] == "_"))],
+                prefix=f"{component.slot}.",
             )
+            raise ConfigError(f"{component.slot}.{key} is no argument of {component.target}{near}")
     arguments = {**{key: value for key, value in offered.items() if key in named}, **given}
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise ConfigError(f"{component.slot}.{key} must be given: {component.target} needs it")
     for key, hint in _annotations(target).items():
-        if key in given and key in named:
-            optional = hint | None if named[key].default is None else hint
-            typed(optional, given[key], f"{component.slot}.{key}")
+        if key in given:
+            _check_type(hint, given[key], f"{component.slot}.{key}")
     return arguments
 
 
 def leftovers(component: Component, target: Callable[..., Any]) -> list[str]:
-    """Those arguments of another class's YAML that this one does not take."""
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return []
-    return [key for key in component.arguments if key in component.inherited and key not in parameters]
+    """Those arguments of another class's YAML that this one does not take, or not of that type."""
+    parameters, hints, anything = inspect.signature(target).parameters, _annotations(target), takes_anything(target)
+    found = []
+    for key in component.inherited & component.arguments.keys():
+        try:
+            if key in hints:
+                _check_type(hints[key], component.arguments[key], key)
+            elif key not in parameters and not anything:
+                found.append(key)
+        except ConfigError:
+            found.append(key)
+    return sorted(found)
+
+
+def takes_anything(target: Callable[..., Any]) -> bool:
+    """Does it pass on keywords that its signature does not name?"""
+    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(target).parameters.values())
 
 
 def takes(target: Callable[..., Any], name: str) -> bool:
@@ -118,19 +139,42 @@ def takes(target: Callable[..., Any], name: str) -> bool:
 
 
 def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
-    """The types of those parameters that take numbers, texts, true and false; a tensor comes from no YAML."""
+    """The types of those parameters that take numbers, texts, true and false, or so many of them; no tensors."""
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except Exception:  # a user's annotation may name what only a type checker imports
         return {}
+    defaults = {name: each.default for name, each in inspect.signature(target).parameters.items()}
     found = {}
     for key, hint in hints.items():
-        union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-        options = typing.get_args(hint) if union else (hint,)
-        options = tuple(option for option in options if getattr(option, "__name__", "") != "Tensor")
-        if options and all(option in _SIMPLE for option in options):
-            found[key] = functools.reduce(operator.or_, options)
+        if key in defaults and (plain := _of_yaml(hint)) is not None:
+            found[key] = plain | None if defaults[key] is None else plain
     return found
+
+
+def _of_yaml(hint: Any) -> Any:
+    """The annotation without what no YAML can give; None where more than plain values are left."""
+    if typing.get_origin(hint) is tuple:
+        inner = [_of_yaml(each) for each in typing.get_args(hint)]
+        return types.GenericAlias(tuple, tuple(inner)) if inner and None not in inner else None
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if union else (hint,)
+    options = tuple(option for option in options if getattr(option, "__name__", "") != "Tensor")
+    return functools.reduce(operator.or_, options) if options and all(one in _SIMPLE for one in options) else None
+
+
+def _check_type(hint: Any, value: Any, key: str) -> None:
+    """Raises ConfigError; a tuple's annotation also says how many there are."""
+    options = typing.get_args(hint) if typing.get_origin(hint) is types.UnionType else (hint,)
+    fixed = next((option for option in options if typing.get_origin(option) is tuple), None)
+    if fixed is None or value is None:
+        typed(hint, value, key)
+        return
+    inner = typing.get_args(fixed)
+    if not isinstance(value, list) or len(value) != len(inner):
+        raise ConfigError(f"{key} must be a list of {len(inner)}, got {value!r}")
+    for i, (each, item) in enumerate(zip(inner, value, strict=True)):
+        _check_type(each, item, f"{key}[{i}]")
 
 
 def _kind(slot: str) -> type | None:
@@ -155,11 +199,16 @@ def _find(slot: str, name: str) -> Any:
                     f"{slot}._target_={name}: importing {module_name} needs {error.name}, which is missing"
                 ) from error
             continue
+        except (Exception, SystemExit) as error:  # whatever a user's module does when it is imported
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise ConfigError(
+                f"{slot}._target_={name}: importing {module_name} failed: {type(error).__name__}: {error} "
+                f"({place.filename}:{place.lineno})"
+            ) from error
         for part in parts[cut:]:
             if not hasattr(found, part):
-                raise ConfigError(
-                    f"{slot}._target_={name}: {part} is not in {found.__name__}{did_you_mean(part, dir(found))}"
-                )
+                near = did_you_mean(part, [one for one in dir(found) if one[0] != "_"])
+                raise ConfigError(f"{slot}._target_={name}: {part} is not in {found.__name__}{near}")
             found = getattr(found, part)
         return found
     raise ConfigError(

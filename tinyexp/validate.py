@@ -5,6 +5,9 @@ What a class takes beyond the keys that its YAML lists only its signature tells:
 
 from __future__ import annotations
 
+import functools
+import json
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +15,6 @@ from types import GenericAlias
 from typing import Annotated, Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from tinyexp.config import (
     SLOTS,
@@ -31,6 +32,7 @@ from tinyexp.config import (
     typed,
 )
 from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.plainfile import read
 
 OWN = {
     "train": TrainConfig,
@@ -67,11 +69,13 @@ def validate(
     """
     for key in plain:
         if key not in TOP:
-            raise ConfigError(f"{key} is no key{did_you_mean(key, TOP)}")
+            raise ConfigError(_unknown(key))
     if missing := [key for key in TOP if key not in plain]:
         raise ConfigError(f"{missing[0]} is missing")
     if not isinstance(plain["trust"], list) or not all(isinstance(name, str) for name in plain["trust"]):
         raise ConfigError(f"trust must be a list of names such as [mypkg.*], got {plain['trust']!r}")
+    loader_yaml = read(folders[0] / "dataset" / "_loader.yaml")
+    plain = {**plain, "dataset": {**loader_yaml, **mapping(plain["dataset"], "dataset")}}
     components: dict[str, Any] = {
         slot: _component(slot, plain[slot], trusted=slot in trusted, inherited=inherited.get(slot, frozenset()))
         for slot in SLOTS
@@ -93,39 +97,31 @@ def validate(
     )
 
 
-def to_text(plain: dict[str, Any]) -> str:
-    """Plain values as config.yaml has them."""
-    return OmegaConf.to_yaml(OmegaConf.create(plain))
+def _unknown(key: str) -> str:
+    if key == "experiment":
+        return "experiment is no key: an experiment's file begins with the line '# @package _global_'"
+    group, _, leaf = key.partition(".")
+    nested = f": nest it, as {group}: {{{leaf}: ...}}" if leaf and group in TOP else did_you_mean(key, TOP)
+    return f"{key} is no key{nested}"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file as plain values, nothing in it evaluated.
-
-    Raises:
-        ConfigError: the file is missing, or holds no mapping.
-    """
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be read: {error.strerror}. A run's directory holds its config.yaml"
-        ) from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {str(error).strip().splitlines()[0]}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values, got {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+def to_text(plain: Any) -> str:
+    """Plain values as config.yaml has them; a single one as it is written there."""
+    return OmegaConf.to_yaml(OmegaConf.create(plain)) if isinstance(plain, (dict, list)) else json.dumps(plain)
 
 
 def group_files(group: str, folders: tuple[Path, ...]) -> dict[str, Path]:
     """The choices of a group, by name; the first folder that has one wins, as in Hydra."""
-    paths = [path for folder in reversed(folders) for path in sorted((folder / group).glob("*.yaml"))]
-    return {path.stem: path for path in paths}
+    found = {}
+    for folder in reversed(folders):
+        for path in sorted((folder / group).rglob("*.yaml")):
+            found[path.relative_to(folder / group).with_suffix("").as_posix()] = path
+    return found
 
 
 def named_by_conf(slot: str, folders: tuple[Path, ...]) -> set[str]:
     """The classes and functions that a group's YAMLs name."""
-    return {str(read(path).get("_target_")) for path in group_files(slot, folders).values()}
+    return {str(read(path, aliases=True).get("_target_")) for path in group_files(slot, folders).values()}
 
 
 def mapping(value: Any, key: str) -> dict[str, Any]:
@@ -144,28 +140,37 @@ def _component(slot: str, values: Any, *, trusted: bool, inherited: frozenset[st
 
 
 def _check_types(component: Component, folders: tuple[Path, ...]) -> None:
-    """Each argument that a YAML of this class lists has the type of a value there."""
+    """Each argument that a YAML of this class lists has the type of a value there; null is the class's to judge."""
+    examples: dict[str, list[Any]] = {}
     for values in _listed(component, folders):
         for key, example in values.items():
-            if key in component.arguments and (hint := _hint(component.slot, example)) is not None:
-                typed(hint, component.arguments[key], f"{component.slot}.{key}")
+            examples.setdefault(key, []).append(_hint(component.slot, example))
+    for key, hints in examples.items():
+        if component.arguments.get(key) is not None and None not in hints:
+            both = functools.reduce(operator.or_, hints)
+            typed(both, component.arguments[key], f"{component.slot}.{key}")
 
 
 def _listed(component: Component, folders: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
     """What each YAML of this class says."""
     for path in group_files(component.slot, folders).values():
         if component.target in path.read_text(encoding="utf-8"):
-            values = read(path)
+            values = read(path, aliases=True)
             if values.get("_target_") == component.target:
                 yield {key: value for key, value in values.items() if key not in ("_target_", "defaults")}
 
 
 def _hint(slot: str, example: Any) -> Any:
-    """The annotation that an example stands for; None where it says nothing of the type."""
+    """The annotation that an example stands for; None where it says nothing of the type.
+
+    An integer stands for any number: whether 0.5 will do where a YAML says 1, the class's own annotation tells.
+    """
     if slot == "scheduler" and (type(example) is int or (isinstance(example, str) and _SPAN.holds(example))):
         return float | Annotated[str, _SPAN]
     if isinstance(example, list) and example and (inner := _hint(slot, example[0])) is not None:
         return GenericAlias(tuple, (inner, ...))
-    if isinstance(example, str) and "${" in example:
-        return None
-    return type(example) if isinstance(example, (bool, int, float, str)) else None
+    if isinstance(example, bool):
+        return bool
+    if isinstance(example, (int, float)):
+        return float
+    return str if isinstance(example, str) and example != "???" and "${" not in example else None

@@ -90,7 +90,7 @@ def usages() -> dict[str, Usage]:
 
 def split(words: Sequence[str], known: dict[str, Usage]) -> Words:
     """Raises ConfigError for what is neither a verb, a path that the verb takes, an option of its nor an override."""
-    line, rest = Words(), list(words)
+    line, rest, folders = Words(), list(words), list[str]()
     if rest and rest[0] in known:
         line.verb = rest.pop(0)
     options = _OPTIONS | {f"--{name}": name for name in known[line.verb].options}
@@ -99,19 +99,36 @@ def split(words: Sequence[str], known: dict[str, Usage]) -> Words:
         name, equals, value = word.partition("=")
         if name in _FLAGS:
             line.flags.add(_FLAGS[name])
+            line.hydra += [name] * (_FLAGS[name] in _OF_HYDRA)
         elif name in options:
             value = value if equals else _value(options[name], name, rest)
-            _take(line, options[name], value, name)
+            if options[name] == "config-dir":
+                folders.append(value)
+            else:
+                _take(line, options[name], value, name)
         elif word.startswith("-"):
             raise ConfigError(f"{word} is no option{did_you_mean(word, {*options, *_FLAGS})}")
         else:
             is_override = "=" in word or word[:1] in ("~", "+")
             (line.overrides if is_override else line.paths).append(word)
+    return _settle(line, folders, known)
+
+
+def _settle(line: Words, folders: list[str], known: dict[str, Usage]) -> Words:
+    """What the words mean together."""
+    if folders:
+        from tinyexp.overrides import config_dir
+
+        line.overrides.insert(0, config_dir(folders))
+    line.hydra += line.overrides
+    if line.flags & {"resolve", "package"} and "cfg" not in line.flags:
+        raise ConfigError("--resolve and --package say how --cfg job prints: give it too")
     if "multirun" in line.flags:
         if line.verb not in ("train", "sweep"):
             raise ConfigError(f"-m is for training, {line.verb} is one thing at a time")
+        if line.flags & set(_OF_HYDRA):
+            raise ConfigError("--cfg and --info show one run: leave -m and its several values out")
         line.verb = "sweep"
-    line.hydra += line.overrides
     if not line.flags & {"help", "version"}:
         _check_paths(line, known)
     return line
@@ -122,11 +139,7 @@ def _take(line: Words, name: str, value: str, spelled: str) -> None:
     allowed = {"cfg": _CFG, "info": _INFO}.get(name, (value,))
     if value not in allowed:
         raise ConfigError(f"{spelled} must be one of {' | '.join(allowed)}, got {value!r}")
-    if name == "config-dir":
-        from tinyexp.overrides import config_dir
-
-        line.overrides.insert(0, config_dir(value))
-    elif name in _OF_HYDRA:
+    if name in _OF_HYDRA:
         line.hydra += [spelled, value]
         line.flags.add(name)
         line.options[name] = value

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tinyexp.config import Config, LoaderConfig, TrainConfig
 from tinyexp.data.augment import augment
 from tinyexp.data.plan import Batch, Plan
-from tinyexp.data.source import Source, load_source
+from tinyexp.data.source import Source, check_channels, load_source
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError, DataError
 
@@ -27,9 +27,7 @@ class Data:
     """A data set as a run sees it: what it is, and its batches. A context: at its end the loader processes are gone."""
 
     def __init__(self, source: Source, loader: LoaderConfig, train: TrainConfig, dist: Dist) -> None:
-        channels = source.image_shape[0]
-        if len(loader.mean) != channels:
-            raise ConfigError(f"dataset.mean and dataset.std need {channels} numbers, one a channel, got {loader.mean}")
+        check_channels(source, loader)
         self.classes = source.classes
         self.image_shape = source.image_shape  # (C, H, W)
         self.mean, self.std = loader.mean, loader.std

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyexp import seeds
-from tinyexp.config import Config
+from tinyexp.config import Config, LoaderConfig
 from tinyexp.errors import ConfigError, DataError
 from tinyexp.targets import build
 
@@ -78,7 +78,15 @@ def load_source(config: Config) -> Source:
     source = build(config.dataset, config.trust)
     if not isinstance(source, Source):
         raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
+    check_channels(source, config.loader)
     return source
+
+
+def check_channels(source: Source, loader: LoaderConfig) -> None:
+    """Raises ConfigError where the normalisation is for another number of channels."""
+    channels = source.image_shape[0]
+    if len(loader.mean) != channels:
+        raise ConfigError(f"dataset.mean and dataset.std need {channels} numbers, one a channel, got {loader.mean}")
 
 
 def fingerprint(*parts: NDArray[np.uint8] | str | int) -> str:

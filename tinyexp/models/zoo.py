@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
+
 import torchvision
 from torch import nn
 
@@ -19,9 +23,22 @@ def torchvision_model(
     if name not in names:
         raise ValueError(f"model.name={name} is no classification network of torchvision{did_you_mean(name, names)}")
     fitting = _fit_family(name, image_size) | arguments
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fitting)
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fitting)
+    except TypeError as error:
+        raise _explain(error, name) from error
     _fit_channels(model, in_channels)
     return model
+
+
+def _explain(error: TypeError, name: str) -> Exception:
+    """A keyword that the network's class does not take, with the nearest that it does."""
+    told = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    home = sys.modules[torchvision.models.get_model_builder(name).__module__]
+    if told is None or not hasattr(home, told.group(1)):
+        return error
+    valid = list(inspect.signature(getattr(home, told.group(1))).parameters)
+    return ValueError(f"model.{told.group(2)} is no argument of {name}{did_you_mean(told.group(2), valid, 'model.')}")
 
 
 def _fit_family(name: str, image_size: int) -> dict[str, object]:

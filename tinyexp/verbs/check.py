@@ -72,8 +72,9 @@ def _facts(config: Config, source: Source) -> Facts:
     """What takes torch, from the last time where all that it follows from is as it was."""
     path, key = _KEPT.expanduser(), _key(config, source)
     kept = _read(path)
-    if key in kept:
-        return Facts(**kept[key])
+    with contextlib.suppress(TypeError):  # what is there is not what we kept
+        if key in kept:
+            return Facts(**kept[key])
     from tinyexp.probe import find_facts
 
     facts = find_facts(config, len(source.classes), source.image_shape)
@@ -87,7 +88,7 @@ def _facts(config: Config, source: Source) -> Facts:
 def _read(path: Path) -> dict[str, Any]:
     try:
         kept = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return kept if isinstance(kept, dict) else {}
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tinyexp.checkpoint import find, load, weights_to_use
-from tinyexp.compose import check_run, check_stored, recompose
+from tinyexp.checkpoint import load, weights_to_use
 from tinyexp.data.loader import load_data
 from tinyexp.dist import process_group
 from tinyexp.engine import evaluate
 from tinyexp.errors import ConfigError
 from tinyexp.metrics import Scores
 from tinyexp.network import Network
+from tinyexp.overrides import parse
+from tinyexp.saved import find_checkpoint
+from tinyexp.stored import check_run, check_stored, recompose
 
 
 def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
@@ -23,8 +25,10 @@ def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
         IntegrityError: the checkpoint is damaged.
     """
     check_run(paths[0], overrides)
-    path = find(paths[0], "best")
+    path = find_checkpoint(paths[0], "best")
     checkpoint = load(path)
+    if wrong := parse(overrides).given & {"dataset.mean", "dataset.std", "run.dir", "resume", "init_from"}:
+        raise ConfigError(f"{min(wrong)} changes nothing in eval: images are normalised as the network learned them")
     check_stored(checkpoint["config"], overrides)
     score(checkpoint, str(path), overrides)
 

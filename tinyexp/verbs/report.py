@@ -26,13 +26,13 @@ from tinyexp.comparison import (
     result,
     surroundings,
 )
-from tinyexp.compose import check_stored
 from tinyexp.config import SLOTS
 from tinyexp.console import duration
 from tinyexp.errors import ConfigError
 from tinyexp.files import write_text
 from tinyexp.saved import SavedRun, find_runs, is_run
-from tinyexp.sheet import Listing, Sheet, markdown, show
+from tinyexp.sheet import Listing, Sheet, markdown, short_names, show
+from tinyexp.stored import check_stored
 
 _FIGURES = ("metric", "n", "best_mean", "best_std", "last_mean", "last_std", "seconds", "images_per_second")
 
@@ -95,12 +95,14 @@ def _refusal(targets: tuple[tuple[str, str], ...], overrides: tuple[str, ...]) -
 
 
 def _many(runs: list[SavedRun], metric: Metric, overrides: list[str], by: list[str] | None) -> Report:
-    results, refused = [], []
+    results: list[Result] = []
+    refused: dict[str, list[str]] = {}
     for run in runs:
         try:
             results.append(_result(run, metric, overrides))
         except ConfigError as error:
-            refused.append((str(run.path), str(error)))
+            refused.setdefault(str(error).removeprefix(f"{run.path}: "), []).append(str(run.path))
+    num_refused = sum(map(len, refused.values()))
     groups = grouped(results, metric, by)
     keys = [group.keys for group in groups]
     table, left_out = columns(keys) if by is None else ({key: [each[key] for each in keys] for key in by}, {})
@@ -113,11 +115,12 @@ def _many(runs: list[SavedRun], metric: Metric, overrides: list[str], by: list[s
     if rest:
         parts.append(_not_counted(rest))
     if refused:
-        parts.append(Sheet(title=f"refused: {len(refused)}", heads=("directory", "why"), rows=refused))
+        rows = [(_several(paths), why) for why, paths in refused.items()]
+        parts.append(Sheet(title=f"refused: {num_refused}", heads=("directory", "why"), rows=rows))
     bests = ["best", *(f"{group.best.mean:.4f}" for group in groups)]
-    key, *names = _aligned([bests, *([label, *table[key]] for key, label in _short(list(table)).items())])
+    key, *names = _aligned([bests, *([label, *table[key]] for key, label in short_names(list(table)).items())])
     curves = [(name, group.results) for name, group in zip(names, groups, strict=True)]
-    return Report(parts=parts, key=key, curves=curves, groups=groups, refused=len(refused))
+    return Report(parts=parts, key=key, curves=curves, groups=groups, refused=num_refused)
 
 
 def _ranking(title: str, metric: Metric, table: dict[str, list[str]], groups: list[Group]) -> Sheet:
@@ -135,7 +138,7 @@ def _ranking(title: str, metric: Metric, table: dict[str, list[str]], groups: li
         )
         for i, group in enumerate(groups)
     ]
-    labels = [_folded(label, table[key]) for key, label in _short(list(table)).items()]
+    labels = [_folded(label, table[key]) for key, label in short_names(list(table)).items()]
     return Sheet(
         title=f"{title}, by {metric.text}",
         heads=("", *table, *figures),
@@ -168,10 +171,10 @@ def _two(a: Result, b: Result, metric: Metric) -> Report:
     for title, what in (
         ("config", differences(a.keys, b.keys)),
         ("environment", differences(surroundings(a.run), surroundings(b.run))),
-        ("code", [("commit", *commits)] if commits[0] != commits[1] else []),
+        ("code", [("commit", *commits)] if commits[0] != commits[1] or commits[0] == "unknown" else []),
     ):
         parts.append(Sheet(title=title, heads=heads, rows=what) if what else Listing(title=title, lines=["same"]))
-    changes = patch_difference(a.run, b.run)
+    changes = patch_difference(a.run, b.run) if "unknown" not in commits else ["unknown: not run in a git repository"]
     parts.append(Listing(title="changes since the commit", lines=changes or ["same"], diff=bool(changes)))
     return Report(parts=parts, curves=[(f"{name}  {run.run.path.name}", [run]) for name, run in (("A", a), ("B", b))])
 
@@ -197,6 +200,10 @@ def _lines(result: Result) -> tuple[str, ...]:
 # words
 
 
+def _several(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+
+
 def _spread(spread: Spread) -> str:
     return f"{spread.mean:.4f}" if spread.std is None else f"{spread.mean:.4f} ± {spread.std:.4f}"
 
@@ -209,12 +216,6 @@ def _rounded(number: int) -> str:
 
 def _plain(value: object) -> str:
     return "" if value is None else str(value)
-
-
-def _short(keys: Sequence[str]) -> dict[str, str]:
-    """Key -> its last part, where no other key's is the same."""
-    lasts = [key.removesuffix("._target_").rpartition(".")[2] for key in keys]
-    return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> list[str]:

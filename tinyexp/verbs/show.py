@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from tinyexp.checkpoint import find, load
-from tinyexp.compose import check_run, check_stored
+from tinyexp.checkpoint import load
 from tinyexp.console import config_tree
 from tinyexp.errors import ConfigError
 from tinyexp.log import make_console
+from tinyexp.saved import find_checkpoint
+from tinyexp.stored import check_run, check_stored
 
 
 def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
@@ -26,7 +27,7 @@ def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     if others := [word for word in overrides if not word.startswith("trust=")]:
         raise ConfigError(f"show takes no overrides but trust=[...], got {others[0]}")
     check_run(paths[0], overrides)
-    path = find(paths[0], "last")
+    path = find_checkpoint(paths[0], "last")
     checkpoint = load(path)
     check_stored(checkpoint["config"], overrides)
     state, console = checkpoint["state"], make_console()

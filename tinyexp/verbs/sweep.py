@@ -32,7 +32,7 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
     console = start_terminal(jobs[0].config.log.level)
     start_run_log(sweep.directory / "sweep.log")
     try:
-        _log.info("%d jobs in %s", len(jobs), sweep.directory)
+        _log.info("%d job%s in %s", len(jobs), "" if len(jobs) == 1 else "s", sweep.directory)
         with SweepTable(console, sweep) as table:
             for job in sweep.run(table.show):
                 _log.info("%s", job_line(job, len(jobs)))
