@@ -32,6 +32,8 @@ from faults import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.slow
+
 ASIDE = r"\.last\.pt\.tmp-"
 
 

@@ -696,7 +696,8 @@ def test_an_override_is_never_a_path(verb: str, word: str) -> None:
 def test_each_verb_says_what_it_takes() -> None:
     for verb, usage in usages().items():
         assert usage.form.split()[0] == verb
-        assert usage.meaning.endswith(".")
+        assert usage.meaning
+        assert usage.text.startswith(usage.meaning)
         for option in usage.options:
             with pytest.raises(ConfigError, match=f"--{option} needs a value after it"):
                 split([verb, "run", f"--{option}"], usages())

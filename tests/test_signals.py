@@ -33,6 +33,8 @@ from faults import (
 
 from tinyexp.signals import SIGNALS, SignalWatch
 
+pytestmark = pytest.mark.slow
+
 BLOCKED = Fault("tinyexp.engine.optimizer_step", pause, nth=5)  # in the main thread, in C
 
 SLOW = Fault("tinyexp.engine.optimizer_step", functools.partial(time.sleep, 0.1), times=FOREVER)  # time for a signal

@@ -65,7 +65,8 @@ def _run(words: list[str]) -> None:
         return
     line = split(words, known)
     if "help" in line.flags:
-        print(_help(known, line.overrides))  # noqa: T201
+        of_verb = f"tinyexp {known[line.verb].form}\n\n{known[line.verb].text}\n\n" if line.verb in words else ""
+        print(of_verb + _help(known, line.overrides))  # noqa: T201
     elif "version" in line.flags:
         print(__version__)  # noqa: T201
     elif line.flags & {"cfg", "info", "hydra-help"}:
@@ -87,8 +88,9 @@ def _run(words: list[str]) -> None:
 def _help(known: dict[str, Usage], overrides: list[str]) -> str:
     from tinyexp.overrides import choices
 
-    width = max(len(usage.form) for usage in known.values() if len(usage.form) < 40)
-    lines = [f"  tinyexp {usage.form:<{width}}  {usage.meaning}" for usage in known.values()]
+    width = 34  # of a form; a longer one has its meaning below
+    forms = {verb: usage.form + f"\n{' ':{width + 10}}" * (len(usage.form) > width) for verb, usage in known.items()}
+    lines = [f"  tinyexp {forms[verb]:<{width}}  {usage.meaning}" for verb, usage in known.items()]
     listed = [f"  {group + '=':12}{' | '.join(names)}" for group, names in choices(overrides).items()]
     return _HELP.format(usages="\n".join(lines), choices="\n".join(listed)).rstrip()
 

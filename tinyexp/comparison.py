@@ -22,7 +22,7 @@ METRICS = tuple(f"{phase}/{name}" for phase in _PHASES for name in _NAMES)
 # What names a run or says how it was watched and fed, and changes none of its scores.
 _BESIDE = (
     "run.", "log.", "sweep.", "train.seed", "train.max_time", "ckpt.every_minutes", "ckpt.keep", "hw.timeout",
-    "dataset.workers", "dataset.start_method", "dataset.cache_dir", "resume", "trust", "config_file", "experiment",
+    "dataset.workers", "dataset.start_method", "dataset.cache_dir", "resume", "trust", "config_file",
 )  # fmt: skip
 _SURROUNDINGS = ("host", "versions", "hardware", "dataset")  # of env.json
 _MOST_COLUMNS = 4  # of keys, where there is a choice

@@ -45,6 +45,7 @@ class Usage:
 
     form: str  # VERB PATHS [--option VALUE]
     meaning: str
+    text: str  # the whole of it
 
     @property
     def options(self) -> list[str]:
@@ -83,8 +84,8 @@ def usages() -> dict[str, Usage]:
     found = {}
     for path in sorted(_VERBS.glob("[!_]*.py"), key=lambda path: (path.stem != "train", path.stem)):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        form, _, meaning = docstring.split("\n", 1)[0].partition(": ")
-        found[path.stem] = Usage(form, meaning)
+        form, _, text = docstring.partition(": ")
+        found[path.stem] = Usage(form, meaning=text.split("\n", 1)[0].rstrip("."), text=text)
     return found
 
 

@@ -1,4 +1,4 @@
-"""check [overrides]: what would run: data, steps, parameters, memory; nothing is made.
+"""check [overrides]: what would run: data, steps, parameters, memory.
 
 What takes torch is kept in ~/.cache/tinyexp/check.json for networks that are not the user's own, so that asking again
 takes half a second.
@@ -54,7 +54,7 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
         "files": source.origin or "not told by the data set",
         "steps": f"{steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs",
         "network": f"{facts.network}, {facts.parameters:,} parameters, {facts.precision} on {facts.device}",
-        "memory": f"about {_megabytes(sum(memory.values()))}: "
+        "memory": f"about {_megabytes(sum(memory.values()))} beside Python, torch and the data: "
         + ", ".join(f"{name} {_megabytes(size)}" for name, size in memory.items()),
         "directory": config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID",
     }
