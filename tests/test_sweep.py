@@ -245,7 +245,8 @@ def test_a_signal_makes_the_running_job_save_and_starts_no_other(tmp_path: Path,
     process.send_signal(number)
     code, out, err = ended(process)
     assert code == 75
-    assert f"the sweep was interrupted by {number.name}; its last job goes on with resume={job}" in err
+    told = f"the sweep was interrupted by {number.name}; 2 were not started; its last job goes on with resume={job}"
+    assert told in err
     assert summary(job)["status"] == "interrupted"
     assert not (job.parent / "2-seed-1").exists()
     assert out.count("not started") >= 2
