@@ -6,11 +6,13 @@ ARGS   ?=
 NODES  ?= 2
 PORT   ?= 29500
 
+COMPOSED := $(addprefix tests/test_,config.py door.py sweep.py targets.py docs.py)
+
 BIN    := $(VENV)/bin
 MADE   := $(VENV)/.made
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs bench ddp
+.PHONY: help run test check docs bench ddp hydra
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -38,6 +40,15 @@ check: $(MADE)  ## lint, format, types, layers, docs/configuration.md and the fa
 
 docs: $(MADE)  ## docs/configuration.md from conf/ and its types
 	$(BIN)/python docs/configuration.py
+
+hydra: $(MADE)  ## the tests of composition with the oldest Hydra that we take and with the next one
+	for wanted in 'hydra-core==1.3.4' 'hydra-core>=1.4.0.dev0,<1.5'; do \
+		folder=$$(mktemp -d) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --pre --target $$folder "$$wanted" && \
+		PYTHONPATH=$$folder $(BIN)/python -c 'import hydra; print("hydra-core", hydra.__version__)' && \
+		PYTHONPATH=$$folder $(BIN)/python -m pytest -q -n 2 -m "not slow" $(COMPOSED) && \
+		rm -r $$folder || exit 1; \
+	done
 
 bench: $(MADE)  ## the step against a bare loop
 	$(BIN)/python benchmarks/step.py $(ARGS)
