@@ -67,7 +67,6 @@ class LoadedRun(SavedRun):
         )
         network = Network.build(config, described, Dist(torch.device("cpu")))
         network.load(weights_to_use(checkpoint), str(self.path))
-        network.model.eval()
         return network
 
     @cached_property
