@@ -244,7 +244,7 @@ def test_frozen_weights_have_no_gradient(user_code: None) -> None:
 
 def test_what_is_left_out_is_told(user_code: None, capsys: pytest.CaptureFixture[str]) -> None:
     out = check(capsys, "model._target_=theirnet.Net")
-    assert "model.dropout is left out: theirnet.Net does not take it" in out
+    assert "model.dropout is left out: its class does not take it" in out
 
 
 @pytest.mark.parametrize("name", ["Net", "Stubborn", "bare"])

@@ -35,6 +35,7 @@ from tinyexp.config import (
 )
 from tinyexp.errors import ConfigError
 from tinyexp.overrides import CONF, choices
+from tinyexp.parts import check_parts
 from tinyexp.stored import recompose
 
 OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with values that are right
@@ -96,6 +97,13 @@ def stored(**changes: Any) -> dict[str, Any]:
         ("hw=tpu", "hw=tpu is no choice; did you mean cpu? (all: auto, cpu, cuda, mps)"),
         ("model=null", "model=null"),
         ("~model", "model is missing"),
+        ("=3", "'=3' is no override"),
+        ("~experiment train.epochs=fast", "train.epochs must be an integer"),
+        ("run.name=${nope}", "run.name cannot be resolved: Interpolation key 'nope' not found"),
+        ("hw.threads=100000000", "hw.threads must be 1 to 1024, or null, got 100000000"),
+        ("+scheduler.step_size=0 scheduler._target_=torch.optim.lr_scheduler.StepLR", "scheduler: torch.optim.lr_sch"),
+        ("optim=sgd +optim.differentiable=true", "optim: torch.optim.SGD fails with these arguments: RuntimeError: "),
+        ("+model.num_classes=-1", "model: tinyexp.models.lenet.LeNet5 does not take these arguments: "),
         ("~train", "train is missing"),
         ("~trust", "trust is missing"),
         ("~train.seed", "train.seed is missing"),
@@ -520,6 +528,44 @@ def test_a_damaged_config_is_told(old_run: Path, content: bytes, message: str) -
     (old_run / "config.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         compose_run([f"resume={old_run}"])
+
+
+def test_a_key_that_the_run_had_not_does_not_come_back_with_another_class(tmp_path: Path) -> None:
+    """What AdamW's YAML leaves over for SGD is dropped, and what SGD takes of it was not in the run."""
+    words = ["optim._target_=torch.optim.SGD", f"run.dir={tmp_path}/run"]
+    config = check_parts(compose([*words, "~optim.weight_decay"]))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config.text)
+    again = compose_run([*words, "~optim.weight_decay", "resume=auto"])
+    assert check_parts(again).plain["optim"] == config.plain["optim"]
+    with pytest.raises(ConfigError, match=r"a resumed run keeps its config, but optim.weight_decay would change"):
+        check_parts(compose_run([*words, "resume=auto"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '{"train": {"epochs": 3}, "train": {"seed": 1}}', "a key comes twice among train, train"),
+        ("a.yaml", "train: {epochs: 3}\ntrain: {seed: 1}\n", "train comes twice (line 1)"),
+        ("a.yaml", "run: {name: 2020-01-01}", "run.name=2020-01-01 is a date: a text is put in quotes"),
+        ("a.yaml", "optim: {3: 1}", "3 below optim is no name of a key"),
+        ("a.json", '{"optim..lr": 1}', "'optim..lr' below the top is no name of a key"),
+        ("a.json", '{"optim": ' + '{"a": ' * 40 + "1" + "}" * 41, "it is nested deeper than 30"),
+        ("a.yaml", "a: " + "[" * 40 + "]" * 40, "it is nested deeper than 30"),
+        ("a.json", "{\n\t'a': 1}", "a.json is no JSON of plain values"),
+    ],
+)
+def test_a_file_of_other_than_plain_values_is_told(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        compose([f"config_file={tmp_path}/{name}"])
+
+
+def test_a_number_without_a_dot_is_a_number_in_a_file_too(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("optim: {lr: 1e-3}\n")
+    assert compose([f"config_file={tmp_path}/a.yaml"]).optim.arguments["lr"] == 1e-3
+    (tmp_path / "a.json").write_text('{\n\t"optim": {"lr": 1e-3}\n}')
+    assert compose([f"config_file={tmp_path}/a.json"]).optim.arguments["lr"] == 1e-3
 
 
 def test_changed_keys() -> None:

@@ -71,7 +71,7 @@ def test_types_come_from_the_dataclasses(page: str) -> None:
     assert types["`train.ema`"] == "a number or null: between 0 and 1"
     assert types["`dataset.std`"].endswith(": above 0 for each channel")
     assert types["`log.level`"] == r"debug \| info \| warning \| error"
-    assert types["`hw.threads`"] == "an integer or null: at least 1"
+    assert types["`hw.threads`"] == "an integer or null: 1 to 1024"
     assert types["`sweep.grid`"] == "a mapping"
     assert types["`model.dropout`"] == "a number"
 

@@ -351,7 +351,7 @@ def test_wrong_lines_leave_nothing_behind(ended: tuple[dict[str, list[Any]], lis
         ("model._target_=tinyexp.models.LeNet7", "LeNet7 is not in tinyexp.models; did you mean LeNet6?"),
         ("model._target_=nowhere.Net", "model._target_=nowhere.Net: there is no module nowhere"),
         ("model._target_=torch.optim.SGD", "must be a Module class"),
-        ("optim._target_=torch.nn.Linear", "must be a Optimizer class"),
+        ("optim._target_=torch.nn.Linear", "must be an Optimizer class"),
         ("+model.num_classes=ten", "model.num_classes must be an integer, got 'ten'"),
         ("hw=cuda hw.device=mps", "hw.device=mps is not on this machine"),
     ],

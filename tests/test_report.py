@@ -208,8 +208,12 @@ BROKEN = [
     ("config.yaml", "a: [1", "config.yaml is no YAML"),
     ("config.yaml", "", "config.yaml must hold a mapping of keys to values, got nothing"),
     ("config.yaml", "- 1", "config.yaml must hold a mapping of keys to values, got list"),
-    ("config.yaml", "model: !!python/object/apply:os.system [ls]", "config.yaml is no YAML: could not determine"),
-    ("config.yaml", "a: &a [1, 1]\nb: [*a, *a]", "config.yaml is no YAML: it has an alias"),
+    (
+        "config.yaml",
+        "model: !!python/object/apply:os.system [ls]",
+        "config.yaml is no YAML of plain values: could",
+    ),
+    ("config.yaml", "a: &a [1, 1]\nb: [*a, *a]", "config.yaml is no YAML of plain values: it has an alias"),
 ]
 
 

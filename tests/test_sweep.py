@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import LEAN, rows
@@ -108,6 +109,8 @@ def test_words_with_spaces_and_signs_come_back_as_they_were(tmp_path: Path) -> N
         ("train.seed=0,-1", "train.seed must be at least 0 and below 2**63, got -1"),
         ("model=lenet5,lenet7", "model=lenet7 is no choice; did you mean lenet6?"),
         ("train.seed=range(3,3)", "train.seed=range(3,3) gives no value"),
+        ("optim.lr=1e-3,0.001", "two jobs would be the same run: optim.lr=0.001"),
+        ("model.dropout=0.1,2", "dropout probability has to be between 0 and 1"),
         ("sweep.on_error=stop,continue", "sweep.on_error is one for the whole sweep, and cannot be swept"),
         (
             "model=torchvision model.name=resnet18,resnet99",
@@ -131,6 +134,34 @@ def test_a_wrong_job_is_told_before_the_first_begins(
     assert (code, "Traceback" in err) == (2, False)
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"model._target_": ["evil.Net"]},
+        {"++model._target_": ["evil.Net"]},
+        {"model": [{"_target_": "evil.Net"}]},
+        {"scheduler": "choice({_target_:evil.Net},{_target_:evil.Net})"},
+        {"trust": [["evil.*"]], "train.seed": [0, 1]},
+        {"hydra.searchpath": [["file:///tmp"]]},
+    ],
+)
+def test_a_files_grid_has_no_word_on_what_code_to_run(
+    grid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evil.py").write_text("import pathlib\npathlib.Path(__file__).with_name('marker').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "params.json").write_text(json.dumps({"sweep": {"grid": grid}}))
+    assert main(["-m", f"config_file={tmp_path}/params.json", f"run.root={tmp_path}/out"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.py", "params.json"]
+
+
+def test_a_grid_gives_way_to_the_command_line_and_can_be_switched_off(own_conf: list[str]) -> None:
+    assert labels(*own_conf, "experiment=grid", "+optim.lr=0.5") == [{"train.seed": "0"}, {"train.seed": "1"}]
+    assert labels(*own_conf, "experiment=grid", "sweep.grid={}") == [{}]
+    assert labels("experiment=fashion_lenet5,null") == [{"experiment": "fashion_lenet5"}, {"experiment": "null"}]
 
 
 def test_directories_say_what_they_are_and_need_no_quotes(tmp_path: Path) -> None:

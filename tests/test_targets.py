@@ -25,6 +25,7 @@ from tinyexp.config import SLOTS, LoaderConfig
 from tinyexp.errors import ConfigError
 from tinyexp.optim import build_optimizer
 from tinyexp.overrides import CONF
+from tinyexp.parts import check_parts
 from tinyexp.plainfile import read
 from tinyexp.stored import recompose
 from tinyexp.targets import build, resolve
@@ -154,9 +155,9 @@ def test_trust_adds_names(pattern: str, user_package: Path) -> None:
         ("model", "torch.nn", "must be a Module class"),
         ("model", "builtins.dict", "must be a Module class"),
         ("model", "math.pi", "must be a Module class"),
-        ("optim", "torch.nn.Linear", "must be a Optimizer class$"),
-        ("optim", "torch.nn.functional.relu", "must be a Optimizer class$"),
-        ("scheduler", "torch.optim.SGD", "must be a LRScheduler class or a function"),
+        ("optim", "torch.nn.Linear", "must be an Optimizer class$"),
+        ("optim", "torch.nn.functional.relu", "must be an Optimizer class$"),
+        ("scheduler", "torch.optim.SGD", "must be an LRScheduler class or a function"),
         ("dataset", "torch.utils.data.DataLoader", "must be a function that makes a tinyexp.data.source.Source"),
     ],
 )
@@ -217,6 +218,26 @@ def test_another_target_leaves_out_what_only_the_yamls_own_takes() -> None:
     for words in (["optim.betas=[0.8,0.9]"], ["+optim.lrr=1"]):
         with pytest.raises(ConfigError, match=r"optim\.(betas|lrr) is no argument of torch\.optim\.RMSprop"):
             build_optimizer(compose(["optim._target_=torch.optim.RMSprop", *words]).optim, nn.Linear(2, 2), ())
+
+
+def test_a_class_that_takes_anything_gets_no_leftovers(user_package: Path) -> None:
+    """AdamW's betas are nobody's word for a class with **keywords."""
+    (user_package / "more.py").write_text(
+        "import torch\nclass Plain(torch.optim.SGD):\n"
+        "    def __init__(self, params, lr=0.1, **more):\n        super().__init__(params, lr=lr, **more)\n"
+    )
+    config = check_parts(compose(["optim._target_=mypkg.more.Plain"]))
+    assert config.plain["optim"] == {"_target_": "mypkg.more.Plain", "lr": 3e-3}
+    config = check_parts(compose(["optim._target_=mypkg.more.Plain", "optim.weight_decay=0.5"]))
+    assert config.plain["optim"]["weight_decay"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "name", ["tinyexp.data.idx._download", "tinyexp.data.folder.decode", "torch.nn.Module.__init__"]
+)
+def test_a_file_names_data_sets_and_no_other_function_of_ours(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"If you trust it|must be a function"):
+        resolve(component("dataset", name, trusted=False), ())
 
 
 def test_a_missing_argument() -> None:
@@ -350,7 +371,7 @@ def assert_refused(words: list[str], slot: str, name: str, package: Path, capsys
     told = "".join("".join(capsys.readouterr()).split())  # a table breaks its lines
     assert f"{slot}._target_={name}" in told
     # a function is no optimizer, whoever names it
-    assert f"trust=[{name}]" in told or (slot == "optim" and "mustbeaOptimizerclass" in told)
+    assert f"trust=[{name}]" in told or (slot == "optim" and "mustbeanOptimizerclass" in told)
     assert "Traceback" not in told
     assert not Path("marker").exists()
     assert sorted(Path.cwd().rglob("*")) == files

@@ -98,12 +98,19 @@ def _help(known: dict[str, Usage], overrides: list[str]) -> str:
 def _show_config(line: Words) -> None:
     """The composed config, checked as a run's is; what Hydra alone can tell it tells itself."""
     from tinyexp.compose import compose_run
+    from tinyexp.config import SLOTS
     from tinyexp.hydraconf import hydra_main
     from tinyexp.validate import to_text
 
     if line.verb not in ("train", "check"):
         raise ConfigError(f"--cfg, --info and --hydra-help are of one run to train, and not of {line.verb}")
     config = compose_run(line.overrides)
+    parts = [getattr(config, slot) for slot in SLOTS]
+    added = any(word.startswith("+") for word in line.overrides)
+    if added or any(part.inherited or not part.trusted for part in parts):
+        from tinyexp.parts import check_parts  # only classes know
+
+        config = check_parts(config)
     if line.options.get("cfg") != "job":
         hydra_main(line.hydra)
         return

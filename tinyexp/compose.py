@@ -6,7 +6,7 @@ Nothing here imports torch, so that a typo costs half a second and no more.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,14 @@ def compose_run(words: Sequence[str]) -> Config:
         stored["run"] = {**mapping(stored.get("run", {}), "run"), "dir": str(directory)}
         config = recompose(stored, words)
     before = recompose(read(directory / "config.yaml"), []).plain
-    left_out = {f"{slot}.{key}" for slot in SLOTS for key in getattr(config, slot).inherited}
-    if changed := [key for key in changed_keys(before, config.plain) if key not in left_out - flatten(before).keys()]:
-        raise ConfigError(
-            f"a resumed run keeps its config, but {', '.join(changed)} would change from {directory}/config.yaml: "
-            "to begin a new run from its weights, use init_from"
-        )
-    return config
+    # what another class's YAML left over is not in the run's own config, and check_parts sees to it that it goes
+    left_over = {f"{slot}.{key}" for slot in SLOTS for key in getattr(config, slot).inherited} - flatten(before).keys()
+    changed = changed_keys(before, config.plain)
+    rule = f"a resumed run keeps its config, but KEYS would change from {directory}/config.yaml: "
+    rule += "to begin a new run from its weights, use init_from"
+    if wrong := [key for key in changed if key not in left_over]:
+        raise ConfigError(rule.replace("KEYS", ", ".join(wrong)))
+    return replace(config, must_go={key: rule.replace("KEYS", key) for key in changed})
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,31 @@ def compose_sweep(words: Sequence[str]) -> list[SweepJob]:
         each = parse(outer.words)
         for job in jobs(each, _grid(each)):
             label = {**outer.label, **job.label}
+            if "config_file" in each.given:
+                _check_grid_word(parse([word for word in job.words if word not in outer.words]))
             try:
                 found.append(SweepJob(job.words, label, _compose(parse(job.words))))
             except ConfigError as error:
                 told = " ".join(f"{key}={value}" for key, value in label.items())
                 raise ConfigError(f"{error} (job {told})" if told else str(error)) from error
+    seen: dict[str, SweepJob] = {}
+    for made in found:
+        if (twin := seen.setdefault(made.config.text, made)) is not made:
+            raise ConfigError(f"two jobs would be the same run: {' '.join(twin.words)}, and {' '.join(made.words)}")
     return found
+
+
+def _check_grid_word(overrides: Overrides) -> None:
+    """A file's grid gives values, and no word on what code to run, where from, and whom to trust."""
+    for key in overrides.given:
+        if key == "trust" or key.startswith("hydra") or key.rpartition(".")[2] == "_target_":
+            raise ConfigError(f"sweep.grid.{key} in a file that is read back: only the command line may give it")
 
 
 def _grid(overrides: Overrides) -> Mapping[str, Any]:
     """sweep.grid as the words and their experiment or file have it, before anything that a job must give is there."""
+    if overrides.value("sweep.grid") == {}:
+        return {}
     file = overrides.value("config_file")
     if file is not None:
         stored = read_config_file(Path(str(file)))[1].get("sweep", {})
@@ -119,7 +135,7 @@ def _compose(overrides: Overrides) -> Config:
     keys = flatten(read(path, aliases=True)).keys() - overrides.given if path else set()
     if ours := [key for key in keys if key.partition(".")[0] == "hydra"]:
         raise ConfigError(f"{ours[0]} is Hydra's own key and has no effect here: use sweep.grid (in {path})")
-    sources = dict.fromkeys(keys, f"experiment={chosen['experiment']}")
+    sources = dict.fromkeys(keys, f"experiment={chosen.get('experiment')}")
     with blaming(sources):
         plain = to_plain(config)
         return validate(

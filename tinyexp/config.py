@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from tinyexp.errors import ConfigError, did_you_mean
@@ -40,6 +40,7 @@ def _is_name(text: str) -> bool:
 
 
 SEED = Rule("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)
+THREADS = Rule("1 to 1024", lambda value: 1 <= value <= 1024)
 SHARE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 DECAY = Rule("between 0 and 1", lambda value: 0 < value < 1)
 EACH_ABOVE_0 = Rule("above 0 for each channel", lambda values: all(value > 0 for value in values))
@@ -116,7 +117,7 @@ class SweepConfig:
 @dataclass(frozen=True, kw_only=True)
 class HwConfig:
     device: Literal["auto", "cpu", "cuda", "mps"]
-    threads: Annotated[int, at_least(1)] | None
+    threads: Annotated[int, THREADS] | None
     timeout: Annotated[float, above(0, "seconds")]
 
 
@@ -171,6 +172,9 @@ class Config:
     plain: dict[str, Any]
     text: str
     notes: tuple[str, ...] = ()  # what a user should know of how it was composed
+    must_go: Mapping[str, str] = field(
+        default_factory=dict
+    )  # keys that a resumed run had not, and why they may not stay
 
 
 SLOTS = ("dataset", "model", "optim", "scheduler")
@@ -193,7 +197,7 @@ def blaming(sources: Mapping[str, str]) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        key = re.match(r"[\w.]*", str(error))
+        key = re.match(r"[\w./]*", str(error))
         name = key.group() if key else ""
         of_slot = (place for one, place in sources.items() if one.startswith(f"{name}."))
         place = sources.get(name) or next(of_slot, None)

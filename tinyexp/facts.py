@@ -18,7 +18,7 @@ class Facts:
     optimizer: int
     averaged: int
     activations: int
-    notes: tuple[str, ...]  # of what was left out of the config
+    left_out: tuple[str, ...]  # keys of the config
 
     @property
     def memory(self) -> dict[str, int]:

@@ -31,13 +31,17 @@ def by_hydra(words: Sequence[str]) -> tuple[DictConfig, dict[str, str | None]]:
     _check_choices(parse(words))
     try:
         with hydra.initialize_config_dir(config_dir=str(CONF), **_VERSION):
-            config = hydra.compose("config", overrides=list(words), return_hydra_config=True)
+            # experiment=null is what conf/ says, and Hydra takes no null for a group
+            config = hydra.compose(
+                "config", overrides=[word for word in words if word != "experiment=null"], return_hydra_config=True
+            )
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:  # ValueError: of model=null
         raise ConfigError(_explain(error, words)) from error
     chosen = dict(config.hydra.runtime.choices)
     OmegaConf.set_struct(config, False)
     del config["hydra"]
-    if isinstance(run := config.get("run"), DictConfig) and run.get("name") is None:
+    run = config.get("run")
+    if isinstance(run, DictConfig) and OmegaConf.to_container(run, resolve=False).get("name") is None:  # type: ignore
         run.name = (chosen.get("experiment") or f"{chosen.get('dataset')}-{chosen.get('model')}").replace("/", "-")
     return config, chosen
 
@@ -110,6 +114,8 @@ def _explain(error: Exception, words: Sequence[str]) -> str:
     text = str(error)
     if match := re.match(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         key = match.group(1)
+        if "delete" in match.group() and key in flatten(to_plain(by_hydra([])[0])):
+            return f"{key} cannot be taken out, it is a key of every run: give it a value, or null"
         others = [one for one in words if one.lstrip("~").split("=", 1)[0] != key]
         return unknown(key, by_hydra(others)[0] if len(others) < len(words) else OmegaConf.create())
     if match := re.search(r"Could not find '([^']+)'", text):

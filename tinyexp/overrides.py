@@ -56,8 +56,13 @@ class Overrides:
         return (CONF, *(Path(place.removeprefix(_FILE)) for place in self.value(_SEARCHPATH) or []))
 
     def value(self, key: str) -> Any:
-        """What a key is set to; None where it is not."""
-        return next((one.value() for one in self.each if one.key_or_group == key), None)
+        """What a key is set to, by itself or in a mapping's value; None where it is not."""
+        found = None
+        for one in self.each:
+            value = one.value()
+            values = flatten(value, f"{one.key_or_group}.") if isinstance(value, dict) else {one.key_or_group: value}
+            found = values.get(key, value if one.key_or_group == key else found)
+        return found
 
     @property
     def swept(self) -> str | None:
@@ -103,6 +108,8 @@ def parse(words: Sequence[str]) -> Overrides:
             cure = "; a value with such signs is put in quotes: \"run.dir='~/my runs'\"" if "Lexer" in told else ""
             raise ConfigError(f"{word!r} is no override such as train.epochs=3: {told}{cure}") from error
         key = override.key_or_group
+        if not key:
+            raise ConfigError(f"{word!r} is no override such as train.epochs=3: it names no key")
         if re.split(r"[./]", key)[0] == "hydra" and key != _SEARCHPATH:
             instead = next((f": use {ours}" for theirs, ours in _INSTEAD.items() if key.startswith(theirs)), "")
             raise ConfigError(f"{key} is Hydra's own key and has no effect here{instead}")
@@ -163,13 +170,14 @@ def jobs(overrides: Overrides, grid: Mapping[str, Any]) -> list[Job]:
     """
     choices = overrides.choices()
     swept_keys = [one.key_or_group for one in overrides.each if one.is_sweep_override()]
-    if wrong := [key for key in (*swept_keys, *grid) if key.startswith(_ONE_VALUE)]:
+    grid_keys = [key.lstrip("+") for key in grid]
+    if wrong := [key for key in (*swept_keys, *grid_keys) if key.startswith(_ONE_VALUE)]:
         raise ConfigError(f"{wrong[0]} is one for the whole sweep, and cannot be swept")
-    if "experiment" in grid:
+    if "experiment" in grid_keys:
         raise ConfigError("experiment cannot be in sweep.grid, which an experiment holds: give -m experiment=a,b")
     axes = [_words(override, choices) for override in overrides.each]
     for key, values in grid.items():
-        if key not in overrides.given:
+        if key.lstrip("+") not in overrides.given:
             axes.append(_grid_words(key, values, choices))
     swept = [position for position, words in enumerate(axes) if len(words) > 1]
     return [

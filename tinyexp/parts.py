@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from tinyexp.config import SLOTS, Config, blaming
+from tinyexp.errors import ConfigError
 from tinyexp.network import OFFERED
 from tinyexp.optim import build_optimizer
 from tinyexp.schedule import build_schedule
-from tinyexp.targets import build, check_arguments, leftovers, resolve, takes_anything
+from tinyexp.targets import build, check_arguments, leftovers, resolve
 from tinyexp.validate import to_text
 
+_OURS = ("tinyexp.", "torch.", "torchvision.")  # whose models can be made for any number of classes
 _MANY_STEPS = 10**6  # an epoch's, which only the data tells: a share of them is then no less than one
 
 
@@ -30,24 +31,46 @@ def check_parts(config: Config) -> Config:
     with blaming(config.sources):
         config = _without_leftovers(config)
         check_arguments(config.dataset, resolve(config.dataset, config.trust), 0, {})
-        model = resolve(config.model, config.trust)
-        check_arguments(config.model, model, 0, dict.fromkeys(OFFERED))
-        if takes_anything(model):
+        check_arguments(config.model, resolve(config.model, config.trust), 0, dict.fromkeys(OFFERED))
+        if config.model.target.startswith(_OURS):
             _try_model(config)
-        optimizer = build_optimizer(config.optim, nn.Linear(1, 1), config.trust)
-        epochs, steps = config.train.epochs, _MANY_STEPS
-        build_schedule(config.scheduler, optimizer, total=epochs * steps, steps_per_epoch=steps, trust=config.trust)
+        _try_steps(config)
         return config
 
 
-def _try_model(config: Config) -> None:
-    """Make a model whose signature says nothing, as torchvision's does, where tensors have no content.
+def _try_steps(config: Config) -> None:
+    """Three steps, each the end of an epoch, of the optimizer and the schedule on one small layer."""
+    layer = nn.Linear(2, 2, bias=False)
+    optimizer = build_optimizer(config.optim, layer, config.trust)
+    epochs, steps = config.train.epochs, _MANY_STEPS
+    total = epochs * steps
+    schedule = build_schedule(config.scheduler, optimizer, total=total, steps_per_epoch=steps, trust=config.trust)
+    name = config.optim.target
+    try:
+        for _ in range(3):
+            layer.weight.grad = torch.ones_like(layer.weight)
+            optimizer.step()
+            name = config.scheduler.target
+            schedule.after_step()
+            schedule.after_epoch(1.0, 0.5)
+            name = config.optim.target
+    except Exception as error:  # whatever a class of any kind says to arguments that it cannot work with
+        slot = "optim" if name == config.optim.target else "scheduler"
+        raise ConfigError(f"{slot}: {name} fails with these arguments: {type(error).__name__}: {error}") from error
 
-    The data's classes and channels are not known yet; what they alone could make fail is left to the run.
+
+def _try_model(config: Config) -> None:
+    """Make the model where tensors have no content; really, where it cannot be made there.
+
+    How many classes the data has is not known yet, and is no matter to these.
     """
-    size = config.dataset.arguments.get("image_size", 224)
-    with contextlib.suppress(RuntimeError, NotImplementedError), torch.device("meta"):
-        build(config.model, config.trust, **dict(zip(OFFERED, (10, 3, size), strict=True)))
+    size, channels = config.dataset.arguments.get("image_size", 224), len(config.loader.mean)
+    offered = dict(zip(OFFERED, (10, channels, size), strict=True))
+    try:
+        with torch.device("meta"):
+            build(config.model, config.trust, **offered)
+    except (ConfigError, NotImplementedError):
+        build(config.model, config.trust, **offered)
 
 
 def _without_leftovers(config: Config) -> Config:
@@ -67,4 +90,7 @@ def _without_leftovers(config: Config) -> Config:
                 *(f"{slot}.{key} is left out: {component.target} does not take it" for key in dropped),
             ),
         )
+    left = [key for key in config.must_go if key.partition(".")[2] in config.plain[key.partition(".")[0]]]
+    if left:
+        raise ConfigError(config.must_go[left[0]])
     return replace(config, text=to_text(config.plain))

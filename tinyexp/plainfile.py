@@ -14,6 +14,9 @@ from tinyexp.errors import ConfigError
 _BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
+_DEEPEST = 30
+
+
 class _Loader(_BASE):  # type: ignore[misc]
     """YAML 1.1 as Hydra reads it: 1e-3, without a dot, is a number too."""
 
@@ -38,16 +41,61 @@ def read(path: Path, *, aliases: bool = False) -> dict[str, Any]:
         raise ConfigError(f"{path} is no YAML or JSON in UTF-8: {error}") from error
     kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        values = json.loads(text) if kind == "JSON" else _read_yaml(text, aliases)
+        values = json.loads(text, object_pairs_hook=_unique) if kind == "JSON" else _read_yaml(text, aliases)
+        _check_plain(values, "", 0)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is no {kind}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is no {kind} of plain values: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         found = "nothing" if values is None else type(values).__name__
         raise ConfigError(f"{path} must hold a mapping of keys to values, got {found}")
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 def _read_yaml(text: str, aliases: bool) -> Any:
     if not aliases and "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader)):
         raise ValueError("it has an alias (*name): write its value")
-    return _Loader(text).get_single_data()
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    _check_unique(node, 0)
+    return loader.construct_document(node)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys come once each."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError(f"a key comes twice among {', '.join(key for key, _ in pairs)}")
+    return values
+
+
+def _check_unique(node: yaml.Node, depth: int) -> None:
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested deeper than {_DEEPEST}")
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"{max(keys, key=keys.count)} comes twice (line {node.start_mark.line + 1})")
+        for key, value in node.value:
+            _check_unique(key, depth + 1)
+            _check_unique(value, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_unique(item, depth + 1)
+
+
+def _check_plain(value: Any, key: str, depth: int) -> None:
+    """Numbers, texts, true, false and null, in lists and in mappings of texts."""
+    if depth > _DEEPEST:
+        raise ValueError(f"it is nested deeper than {_DEEPEST}")
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if not isinstance(name, str) or not all(name.split(".")):
+                raise ValueError(f"{name!r} below {key or 'the top'} is no name of a key")
+            _check_plain(item, f"{key}.{name}".lstrip("."), depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, key, depth + 1)
+    elif not isinstance(value, (str, int, float, bool, type(None))):
+        raise ValueError(f"{key}={value} is a {type(value).__name__}: a text is put in quotes")

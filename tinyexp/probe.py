@@ -41,7 +41,7 @@ def find_facts(config: Config, num_classes: int, image_shape: tuple[int, int, in
         optimizer=round(_bytes(trained) * _optimizer_share(config)),
         averaged=weights if config.train.ema is not None else 0,
         activations=activations if plan.autocast is None else activations // 2,
-        notes=config.notes,
+        left_out=tuple(note.split(" ", 1)[0] for note in config.notes if " is left out: " in note),
     )
 
 

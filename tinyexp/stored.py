@@ -106,7 +106,8 @@ def check_stored(stored: dict[str, Any], words: Sequence[str]) -> None:
     overrides = parse(words)
     trust = typed(tuple[str, ...], overrides.value("trust") or [], "trust")
     for slot in SLOTS:
-        if overrides.given & {slot, f"{slot}._target_"}:
+        chosen = any(one.key_or_group == slot and not isinstance(one.value(), dict) for one in overrides.each)
+        if chosen or f"{slot}._target_" in overrides.given:
             continue
         values = stored.get(slot)
         name = values.get("_target_") if isinstance(values, dict) else None

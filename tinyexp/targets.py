@@ -27,6 +27,12 @@ _FUNCTIONS = {
     "scheduler": ("tinyexp.schedule.",),
     "dataset": ("tinyexp.data.",),
 }
+_WANTED = {
+    "model": "a Module class or a function that makes one",
+    "optim": "an Optimizer class",
+    "scheduler": "an LRScheduler class or a function of (step, total)",
+    "dataset": "a function that makes a tinyexp.data.source.Source",
+}
 _MORE = {"dataset": LoaderConfig.__dataclass_fields__}  # keys of a slot that are not the class's
 _SIMPLE = (int, float, bool, str, type(None))
 _PACKAGES = ("torch.", "torchvision.", "tinyexp.")
@@ -43,7 +49,7 @@ def resolve(component: Component, trust: tuple[str, ...]) -> Callable[..., Any]:
     """
     name, slot = component.target, component.slot
     trusted = component.trusted or any(fnmatchcase(name, pattern) for pattern in trust)
-    if not trusted and not name.startswith(_PACKAGES):
+    if not trusted and (not name.startswith(_PACKAGES) or any(part[:1] == "_" for part in name.split("."))):
         raise ConfigError(_distrust(slot, name))
     found = _find(slot, name)
     kind = _kind(slot)
@@ -53,12 +59,11 @@ def resolve(component: Component, trust: tuple[str, ...]) -> Callable[..., Any]:
         or not callable(found)
         or (slot == "optim" and not is_class)
     ):
-        wanted = f"a {kind.__name__} class" if kind else "a function that makes a tinyexp.data.source.Source"
-        raise ConfigError(
-            f"{slot}._target_={name} must be {wanted}{'' if slot == 'optim' else ' or a function that makes one'}"
-        )
+        raise ConfigError(f"{slot}._target_={name} must be {_WANTED[slot]}")
     home = f"{getattr(found, '__module__', '')}."
-    if not trusted and not home.startswith(_PACKAGES if is_class else _FUNCTIONS[slot]):
+    made = getattr(found, "__annotations__", {}).get("return")
+    foreign = slot == "dataset" and getattr(made, "__name__", made) != "Source"
+    if not trusted and (foreign or not home.startswith(_PACKAGES if is_class else _FUNCTIONS[slot])):
         raise ConfigError(_distrust(slot, name))
     return found  # type: ignore[no-any-return]
 
@@ -73,7 +78,7 @@ def build(component: Component, trust: tuple[str, ...], *positional: object, **o
     arguments = check_arguments(component, target, len(positional), offered)
     try:
         return target(*positional, **arguments)
-    except (ValueError, TypeError, AssertionError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, AssertionError, LookupError, AttributeError, RuntimeError) as error:
         unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unexpected:
             told = f"{component.slot}.{unexpected.group(1)} is no argument of {component.target}"
@@ -115,13 +120,13 @@ def check_arguments(
 
 def leftovers(component: Component, target: Callable[..., Any]) -> list[str]:
     """Those arguments of another class's YAML that this one does not take, or not of that type."""
-    parameters, hints, anything = inspect.signature(target).parameters, _annotations(target), takes_anything(target)
+    parameters, hints = inspect.signature(target).parameters, _annotations(target)
     found = []
     for key in component.inherited & component.arguments.keys():
         try:
             if key in hints:
                 _check_type(hints[key], component.arguments[key], key)
-            elif key not in parameters and not anything:
+            elif key not in parameters:
                 found.append(key)
         except ConfigError:
             found.append(key)
@@ -160,7 +165,8 @@ def _of_yaml(hint: Any) -> Any:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     options = typing.get_args(hint) if union else (hint,)
     options = tuple(option for option in options if getattr(option, "__name__", "") != "Tensor")
-    return functools.reduce(operator.or_, options) if options and all(one in _SIMPLE for one in options) else None
+    plain = all(one in _SIMPLE or typing.get_origin(one) is typing.Literal for one in options)
+    return functools.reduce(operator.or_, options) if options and plain else None
 
 
 def _check_type(hint: Any, value: Any, key: str) -> None:

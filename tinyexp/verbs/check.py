@@ -59,13 +59,15 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
         "directory": config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID",
     }
     own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
+    for slot in SLOTS:
+        own[slot] = {key: value for key, value in own[slot].items() if f"{slot}.{key}" not in facts.left_out}
     tree = config_tree("this would run", own)
     console = make_console()
     console.print(tree)
     for name, text in told.items():
         console.print(f"[cyan]{name:<10}[/] {escape(text)}", soft_wrap=True)
-    for note in facts.notes:
-        console.print(escape(note), soft_wrap=True)
+    for key in facts.left_out:
+        console.print(f"{key} is left out: its class does not take it")
 
 
 def _facts(config: Config, source: Source) -> Facts:

@@ -16,6 +16,8 @@ from tinyexp.overrides import parse
 from tinyexp.saved import find_checkpoint
 from tinyexp.stored import check_run, check_stored, recompose
 
+_NOT_HERE = {"dataset.mean", "dataset.std", "run.dir", "resume", "init_from", "config_file"}
+
 
 def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     """Print the scores of a run's best.pt, or of the checkpoint given.
@@ -27,8 +29,10 @@ def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
     check_run(paths[0], overrides)
     path = find_checkpoint(paths[0], "best")
     checkpoint = load(path)
-    if wrong := parse(overrides).given & {"dataset.mean", "dataset.std", "run.dir", "resume", "init_from"}:
-        raise ConfigError(f"{min(wrong)} changes nothing in eval: images are normalised as the network learned them")
+    if wrong := parse(overrides).given & _NOT_HERE:
+        raise ConfigError(
+            f"{min(wrong)} changes nothing in eval, which scores the network as it was trained: leave it out"
+        )
     check_stored(checkpoint["config"], overrides)
     score(checkpoint, str(path), overrides)
 
