@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import torch
 from helpers import begin
@@ -21,6 +19,8 @@ from tinyexp.facts import Facts
 from tinyexp.overrides import choices
 from tinyexp.probe import find_facts
 from tinyexp.targets import build
+
+pytestmark = pytest.mark.usefixtures("kept_hydra")
 
 SHAPE = (1, 28, 28)  # the digits' (C, H, W)
 NETWORK = re.compile(r"^network +(\w+), ([\d,]+) parameters, (\w+) on (\w+)$", re.MULTILINE)
@@ -80,24 +80,6 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "home" / ".cache" / "tinyexp" / "check.json"
-
-
-@pytest.fixture(autouse=True)
-def _kept_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Hydra makes of the same words is composed once, since it takes a tenth of a second."""
-    original = hydra.compose
-
-    def composed(*given: Any, overrides: list[str], **named: Any) -> Any:
-        if any(word.startswith("hydra.searchpath") for word in overrides):
-            return original(*given, overrides=overrides, **named)  # its files change
-        if tuple(overrides) not in _KEPT:
-            _KEPT[tuple(overrides)] = original(*given, overrides=overrides, **named)
-        return copy.deepcopy(_KEPT[tuple(overrides)])
-
-    monkeypatch.setattr(hydra, "compose", composed)
-
-
-_KEPT: dict[tuple[str, ...], Any] = {}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
@@ -13,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 import yaml
 from helpers import PLAIN
@@ -84,24 +82,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-
-@pytest.fixture(autouse=True)
-def _kept_hydra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Hydra makes of the same words is composed once, since it takes a tenth of a second."""
-    original = hydra.compose
-
-    def composed(*given: Any, overrides: list[str], **named: Any) -> Any:
-        if any(word.startswith("hydra.searchpath") for word in overrides):
-            return original(*given, overrides=overrides, **named)  # its files change
-        if tuple(overrides) not in _KEPT:
-            _KEPT[tuple(overrides)] = original(*given, overrides=overrides, **named)
-        return copy.deepcopy(_KEPT[tuple(overrides)])
-
-    monkeypatch.setattr(hydra, "compose", composed)
-
-
-_KEPT: dict[tuple[str, ...], Any] = {}
 
 
 @pytest.fixture
@@ -310,6 +290,8 @@ for line in json.load(sys.stdin):
     told.append([code, out.getvalue(), err.getvalue(), "torch" in sys.modules])
 json.dump(told, sys.stdout)
 """
+
+pytestmark = pytest.mark.usefixtures("kept_hydra")
 
 
 @pytest.fixture(scope="module")

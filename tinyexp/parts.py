@@ -45,18 +45,18 @@ def _try_steps(config: Config) -> None:
     epochs, steps = config.train.epochs, _MANY_STEPS
     total = epochs * steps
     schedule = build_schedule(config.scheduler, optimizer, total=total, steps_per_epoch=steps, trust=config.trust)
-    name = config.optim.target
+    part = config.optim
     try:
         for _ in range(3):
             layer.weight.grad = torch.ones_like(layer.weight)
+            part = config.optim
             optimizer.step()
-            name = config.scheduler.target
+            part = config.scheduler
             schedule.after_step()
             schedule.after_epoch(1.0, 0.5)
-            name = config.optim.target
     except Exception as error:  # whatever a class of any kind says to arguments that it cannot work with
-        slot = "optim" if name == config.optim.target else "scheduler"
-        raise ConfigError(f"{slot}: {name} fails with these arguments: {type(error).__name__}: {error}") from error
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{part.slot}: {part.target} fails with these arguments: {told}") from error
 
 
 def _try_model(config: Config) -> None:
