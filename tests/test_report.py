@@ -362,6 +362,15 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "out" / "report.csv").exists()
 
 
+def test_of_equal_epochs_the_runs_own_best_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, best in (("a", {"epoch": 3, "top1": 0.7}), ("b", None)):
+        run = write_run(tmp_path / name, (0.5, 0.7, 0.7))
+        summary = json.loads((run / "summary.json").read_text()) | {"best": best}
+        (run / "summary.json").write_text(json.dumps(summary))
+    assert report(tmp_path / "a", tmp_path / "b") == 0
+    assert re.search(r"^best +0\.7000 \(epoch 3\) +0\.7000 \(epoch 2\)", capsys.readouterr().out, re.M)
+
+
 def test_two_equal_runs_and_the_newest_of_their_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A resume writes its own env and, where its code was changed, its own patch: these tell how the run ended."""
     for name in ("a", "b"):

@@ -39,6 +39,7 @@ def own_conf(tmp_path: Path) -> list[str]:
     folder.mkdir(parents=True)
     (folder / "small.yaml").write_text("# @package _global_\ntrain: {epochs: 1}\n")
     (folder / "grid.yaml").write_text(GRID)
+    (folder / "plus.yaml").write_text(GRID.replace("optim.lr: [1e-3, 0.01]", "+optim.amsgrad: [true, false]"))
     return ["hydra.searchpath=['file://" + str(folder.parent) + "']"]
 
 
@@ -161,6 +162,8 @@ def test_a_files_grid_has_no_word_on_what_code_to_run(
 def test_a_grid_gives_way_to_the_command_line_and_can_be_switched_off(own_conf: list[str]) -> None:
     assert labels(*own_conf, "experiment=grid", "+optim.lr=0.5") == [{"train.seed": "0"}, {"train.seed": "1"}]
     assert labels(*own_conf, "experiment=grid", "sweep.grid={}") == [{}]
+    assert len(labels(*own_conf, "experiment=plus")) == 4
+    assert len(labels(*own_conf, "experiment=plus", "+optim.amsgrad=true")) == 2
     assert labels("experiment=fashion_lenet5,null") == [{"experiment": "fashion_lenet5"}, {"experiment": "null"}]
 
 
@@ -265,6 +268,22 @@ def test_a_crash_leaves_its_traceback_and_on_error_stop_begins_no_other(
         "sweep.log",
     ]
     assert out.count("not started") >= 2
+
+
+@pytest.mark.slow
+def test_a_job_that_leaves_before_its_last_epoch_did_not_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its exit code says."""
+    (tmp_path / "mynet.py").write_text(
+        "import os, torch\nfrom tinyexp.models import LeNet5\nclass Net(LeNet5):\n"
+        "    def forward(self, images):\n        if torch.is_grad_enabled():\n            os._exit(0)\n"
+        "        return super().forward(images)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, out, err = ended(begin_sweep(tmp_path, "model._target_=mynet.Net"))
+    assert (code, "1 of 1 jobs did not finish" in err) == (1, True)
+    assert "failed: it ended with exit 0 before its last epoch" in out
 
 
 @pytest.mark.slow

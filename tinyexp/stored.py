@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tinyexp.config import SLOTS, Component, Config, blaming, flatten, typed
 from tinyexp.errors import ConfigError
 from tinyexp.hydraconf import apply, by_hydra, to_plain
-from tinyexp.overrides import CONF, GROUPS, Overrides, no_choice, parse, word
+from tinyexp.overrides import CONF, GROUPS, Overrides, parse, word
 from tinyexp.plainfile import read
 from tinyexp.validate import mapping, named_by_conf, validate
 
@@ -59,9 +59,6 @@ def compose_file(path: Path, overrides: Overrides) -> Config:
         if overrides.given & {"dataset", "model"}:
             run.pop("name", None)  # it is named by what it is
         stored["run"] = run
-        for group, name in named.items():
-            if name not in (names := overrides.choices().get(group, [])):  # never a path to another file
-                raise ConfigError(no_choice(group, name, names))
         config = _over(stored, named, overrides, sources=sources)
     if root is None or root == config.run.root or "run.root" in overrides.given:
         return config
