@@ -97,7 +97,7 @@ def check_arguments(
     """
     parameters = list(inspect.signature(target).parameters.values())[num_positional:]
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    anything = takes_anything(target)
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters)
     left_out = leftovers(component, target)
     given = {key: value for key, value in component.arguments.items() if key not in left_out}
     for key in given:
@@ -131,11 +131,6 @@ def leftovers(component: Component, target: Callable[..., Any]) -> list[str]:
         except ConfigError:
             found.append(key)
     return sorted(found)
-
-
-def takes_anything(target: Callable[..., Any]) -> bool:
-    """Does it pass on keywords that its signature does not name?"""
-    return any(each.kind is each.VAR_KEYWORD for each in inspect.signature(target).parameters.values())
 
 
 def takes(target: Callable[..., Any], name: str) -> bool:
