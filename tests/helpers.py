@@ -75,19 +75,18 @@ def make_source(num_train: int = 40, num_val: int = 20, *, classes: int = 3, siz
     """Noise with labels 0, 1, 2, 0, ...; sample i of a split is the same whatever the split's size."""
 
     def split(count: int) -> ArraySplit:
-        images = np.random.default_rng(0).integers(0, 256, (count, 1, size, size), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
         return ArraySplit(images, np.arange(count, dtype=np.int64) % classes)
 
     names = tuple(f"class {i}" for i in range(classes))
-    return Source(
-        classes=names, image_shape=(1, size, size), train=split(num_train), val=split(num_val), fingerprint=""
-    )
+    return Source(classes=names, channels=1, train=split(num_train), val=split(num_val), fingerprint="")
 
 
 def make_data(source: Source, dist: Dist = ALONE, *, workers: int = 0, **train: Any) -> Data:
-    """The source's batches; `train` are keys of train."""
-    loader = replace(PLAIN.loader, workers=workers)
-    return Data(source, loader, replace(PLAIN.train, **train), dist)
+    """The source's batches, its images as they are; `train` are keys of train."""
+    size = source.train.fetch(np.array([0]))[0].shape[0]
+    loader = replace(PLAIN.loader, workers=workers, image_size=size)
+    return Data(source, replace(PLAIN, loader=loader, train=replace(PLAIN.train, **train)), dist)
 
 
 def write_idx(path: Path, array: NDArray[np.uint8]) -> None:

@@ -391,7 +391,7 @@ def test_a_class_of_ones_own_is_asked_each_time(
         ("hw.device=cuda", "hw.device=cuda is not on this machine, which has: cpu (hw=auto takes the first)"),
         ("train.precision=fp16", "train.precision=fp16 is for cuda and mps; on the CPU use bf16 or fp32"),
         ("dataset=imagefolder", "dataset.root is not given"),
-        ("dataset=imagefolder dataset.root=nowhere", "nowhere/train cannot be read (No such file or directory)"),
+        ("dataset=imagefolder dataset.root=nowhere", "dataset.root=nowhere is no folder"),
         ("+model.num_classes=3", "model LeNet5 must give (64, 10) logits, got (64, 3)"),
         ("+model.in_channels=3", "model LeNet5 does not take images of 1x28x28"),
         ("+optim.lrr=1", "optim.lrr is no argument of torch.optim.AdamW; did you mean optim.lr?"),

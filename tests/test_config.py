@@ -19,6 +19,7 @@ from helpers import PLAIN
 from tinyexp.__main__ import main
 from tinyexp.compose import compose, compose_run
 from tinyexp.config import (
+    AugmentConfig,
     CkptConfig,
     Config,
     EarlyStop,
@@ -47,6 +48,7 @@ OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with 
     "ckpt": (CkptConfig, PLAIN.plain["ckpt"]),
     "sweep": (SweepConfig, PLAIN.plain["sweep"]),
     "hw": (HwConfig, PLAIN.plain["hw"]),
+    "dataset.augment": (AugmentConfig, PLAIN.plain["dataset"]["augment"]),
     "dataset": (LoaderConfig, {f.name: PLAIN.plain["dataset"][f.name] for f in fields(LoaderConfig)}),
 }
 
@@ -64,7 +66,7 @@ def stored(**changes: Any) -> dict[str, Any]:
     ("words", "message"),
     [
         # words that are no override
-        ("foo", "foo is neither a verb nor key=value; valid: check, eval, report, show, sweep, train"),
+        ("foo", "foo is neither a verb nor key=value; valid: check, eval, prepare, report, show, sweep, train"),
         ("tarin", "tarin is neither a verb nor key=value; did you mean train?"),
         ("outputs/run", "outputs/run is neither a verb nor key=value"),
         ("train outputs/run", "outputs/run is neither a verb nor key=value"),
@@ -183,7 +185,7 @@ def test_each_key_has_its_type() -> None:
     assert repr(config.train.early_stop) == "EarlyStop(patience=3, min_delta=0.0)"
     assert repr(config.hw.threads) == "2"
     assert config.model.arguments == {"dropout": 0.0}
-    assert config.dataset.arguments == {"image_size": 28}  # the loader's keys are not the data set's
+    assert config.dataset.arguments == {}  # the loader's keys are not the data set's
 
 
 def test_plain_and_text_are_the_whole_config() -> None:
@@ -275,9 +277,28 @@ def test_each_key_refuses_another_type(group: str) -> None:
         ("hw.device", ["auto", "cpu", "cuda", "mps"], ["gpu", "cuda:0"]),
         ("hw.threads", [None, 1], [0, -1]),
         ("hw.timeout", [0.1, 10], [0, -1, float("nan")]),
-        ("dataset.workers", [0, 2], [-1]),
+        ("dataset.workers", [0, 2, "auto"], [-1, "all"]),
+        ("dataset.image_size", [1, 500], [0]),
+        ("dataset.resize", [None, 28, 32], [27]),
+        ("dataset.decode_size", [None, "auto", 28], [27, "half"]),
+        ("dataset.cache_dir", ["a/b"], ["", "a\nb"]),
+        ("dataset.max_gb", [0, 0.5], [-1]),
+        ("dataset.on_error", ["stop", "skip"], ["go"]),
+        ("dataset.max_skipped", [0, 0.5], [1, -0.1]),
+        ("dataset.normalize", ["given", "auto"], ["none"]),
         ("dataset.start_method", [None, "fork", "spawn", "forkserver"], ["thread"]),
-        ("dataset.crop_padding", [0, 4], [-1]),
+        ("dataset.augment.crop", [None, "random_resized", "pad"], ["random"]),
+        ("dataset.augment.scale", [[0.08, 1.0], [1, 1]], [[0, 1], [0.5, 0.4], [0.5, 1.1], [0.5]]),
+        ("dataset.augment.ratio", [[0.5, 2]], [[0, 1], [2, 0.5], [1]]),
+        ("dataset.augment.padding", [0, 4], [-1]),
+        ("dataset.augment.flip", [0, 0.5, 1], [-0.1, 1.1]),
+        ("dataset.augment.policy", [None, "randaugment", "trivialaugment"], ["autoaugment"]),
+        ("dataset.augment.num_ops", [1], [0]),
+        ("dataset.augment.magnitude", [0, 30], [-1, 31]),
+        ("dataset.augment.jitter", [None, [0.4, 0.4, 0.4, 0.1]], [[0.4], [0.4, 0.4, 0.4, 0.6], [-1, 0, 0, 0]]),
+        ("dataset.augment.erase", [0, 1], [-0.1, 1.1]),
+        ("dataset.augment.mixup", [0, 0.2], [-1]),
+        ("dataset.augment.cutmix", [0, 1], [-1]),
         ("dataset.mean", [[0.1], [-1]], [[], [0.1, 0.2], 0.1]),  # as many as std has
         ("dataset.std", [[0.1]], [[0], [-1], [float("nan")], [], [0.1, 0.2]]),
     ],
@@ -322,7 +343,7 @@ def test_each_number_must_be_finite() -> None:
         ("ckpt.every_minutes=-1", "ckpt.every_minutes must be at least 0, or null, got -1.0"),
         ("hw.timeout=0", "hw.timeout must be above 0 seconds, got 0.0"),
         ("hw.timeout=inf", "hw.timeout must be a finite number, got inf"),
-        ("dataset.crop_padding=-1", "dataset.crop_padding must be at least 0 px, got -1"),
+        ("dataset.augment.padding=-1", "dataset.augment.padding must be at least 0 px, got -1"),
         ("dataset.std=[0]", "dataset.std must be above 0 for each channel, got (0.0,)"),
         ("dataset.std=0", "dataset.std must be a list of numbers, got 0"),
         ("dataset.std=[1,1]", "dataset.mean and dataset.std must be of one length, got ((0.3056,), (1.0, 1.0))"),
@@ -418,7 +439,7 @@ def test_recompose_refuses_what_is_stored(changes: dict[str, Any], message: str)
 
 def test_what_an_older_version_had_not_is_filled_from_conf() -> None:
     older = stored(ckpt=None, init_from=None)
-    del older["train"]["ema"], older["train"]["early_stop"]["min_delta"], older["dataset"]["crop_padding"]
+    del older["train"]["ema"], older["train"]["early_stop"]["min_delta"], older["dataset"]["augment"]["crop"]
     assert recompose(older, []).plain == PLAIN.plain
 
 
@@ -495,19 +516,19 @@ def test_what_a_resumed_run_may_not_change(old_run: Path) -> None:
         "train.seed=1",
         "train.early_stop.patience=3",
         "dataset.mean=[0.5]",
-        "dataset.flip=true",
+        "dataset.augment.flip=0.5",
         "init_from=null",
     ]
     with pytest.raises(ConfigError, match=rf"would change from {old_run}/config.yaml") as error:
         compose_run([f"resume={old_run}", "train.epochs=20", *components, *values])
     keys = "optim.lr optim.amsgrad optim.eps model._target_ train.seed train.early_stop.patience dataset.mean"
     told = re.findall(r"[a-z_]+(?:\.[a-z_]+)+|init_from", str(error.value).partition("but ")[2].partition(" would")[0])
-    assert sorted(told) == sorted([*keys.split(), "dataset.flip", "init_from"])
+    assert sorted(told) == sorted([*keys.split(), "dataset.augment.flip", "init_from"])
 
 
 def test_a_run_of_an_older_version_can_be_resumed(old_run: Path) -> None:
     plain = yaml.safe_load((old_run / "config.yaml").read_text())
-    del plain["train"]["label_smoothing"], plain["dataset"]["flip"]
+    del plain["train"]["label_smoothing"], plain["dataset"]["normalize"]
     (old_run / "config.yaml").write_text(yaml.safe_dump(plain))
     assert compose_run([f"resume={old_run}"]).train.label_smoothing == 0
     with pytest.raises(ConfigError, match=r"but train.label_smoothing would change"):

@@ -84,11 +84,18 @@ def test_run_log_has_time_level_module_and_line(tmp_path: Path, capsys: pytest.C
 
 
 def test_an_error_is_told_once_on_each_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*LEAN, f"run.dir={tmp_path}/run", "dataset.mean=[0.1,0.2]", "dataset.std=[1,1]"]) == 2
+    words = ("model=torchvision", "model.name=alexnet")  # which fails at its first image alone
+    assert main([*LEAN, f"run.dir={tmp_path}/run", *words]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.count("dataset.mean and dataset.std need 1 numbers") == 1
-    assert re.search(r" ERROR   run:\d+ dataset.mean and dataset.std need 1", (tmp_path / "run/run.log").read_text())
+    assert err.count("model AlexNet does not take images of 1x28x28") == 1
+    assert re.search(r" ERROR   run:\d+ model AlexNet does not take", (tmp_path / "run/run.log").read_text())
+
+
+def test_what_is_wrong_with_the_data_leaves_no_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEAN, f"run.dir={tmp_path}/run", "dataset.mean=[0.1,0.2]", "dataset.std=[1,1]"]) == 2
+    assert capsys.readouterr().err.count("dataset.mean and dataset.std need 1 numbers") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 WORDS = (
     *LEAN[:2],  # what is said is part of what is tested
     "model.dropout=0.3",
-    "dataset.crop_padding=2",
+    "dataset.augment.crop=pad",
     "train.ema=0.9",
     "train.clip_norm=1",
     "train.epochs=2",

@@ -1,4 +1,7 @@
-"""Data sets as sources: what every one promises, then each one's files, good and damaged."""
+"""Data sets as sources: what every one promises, IDX files good and damaged, downloads, digits and resizing.
+
+Folders of images, Tiny ImageNet and CIFAR have a file each.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,27 @@ import logging
 import pickle
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import write_idx, write_image, write_mnist
+from helpers import LEAN, PLAIN, component, write_idx, write_image, write_mnist
 from omegaconf import OmegaConf
-from PIL import Image
 
+from tinyexp.compose import compose
 from tinyexp.data import idx, resize
 from tinyexp.data.digits import digits
-from tinyexp.data.folder import decode, imagefolder
+from tinyexp.data.folder import imagefolder
 from tinyexp.data.idx import fashion_mnist, mnist, read_idx
-from tinyexp.data.source import ArraySplit, Source, Split, fingerprint, split_stratified
-from tinyexp.errors import DataError
+from tinyexp.data.source import ArraySplit, Source, Split, fingerprint, list_source, split_stratified
+from tinyexp.data.store import decoded
+from tinyexp.errors import ConfigError, DataError, NotFetchedError
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -30,92 +39,117 @@ needs_fashion = pytest.mark.skipif(
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """root/{train,val}/{ant,bee}: 3 ants and 2 bees to train, one of each to val."""
-    for name in (
-        "train/bee/b.PNG",
-        "train/bee/a.jpg",
-        "train/ant/deep/er/x.Jpeg",
-        "train/ant/2.bmp",
-        "train/ant/10.gif",
-    ):
-        write_image(tmp_path / "tree" / name)
-    for name in ("val/ant/v.webp", "val/bee/v.tiff"):
-        write_image(tmp_path / "tree" / name)
-    return tmp_path / "tree"
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of a machine without Debian's files and without a network."""
 
-
-@pytest.fixture
-def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without Debian's files, without a cache and without a network."""
-
-    def fail(name: str, home: Path) -> None:
+    def fail(folder: Path, download: bool) -> None:
         raise OSError("no\n  network")
 
+    datasets = pytest.importorskip("torchvision.datasets")
     monkeypatch.setattr(idx, "_DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(idx, "_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(idx, "_download", fail)
+    monkeypatch.setattr(datasets, "MNIST", fail)
+    monkeypatch.setattr(datasets, "FashionMNIST", fail)
+    return tmp_path / "cache"
 
 
 # every source
 
 
-@pytest.fixture(params=["digits", "mnist", "imagefolder"])
-def make_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], Source]:
-    """A source by its image size."""
-    if request.param == "digits":
-        return lambda size: digits(image_size=size)
-    if request.param == "mnist":
-        root = str(write_mnist(tmp_path))
-        return lambda size: mnist(root=root, image_size=size)
-    root = str(request.getfixturevalue("tree"))
-    return lambda size: imagefolder(root=root, image_size=size)
+@pytest.fixture(params=["digits of 8", "digits of 33", "mnist", "imagefolder", "imagefolder of one size", "decoded"])
+def make_source(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Source]:
+    kind, root = request.param, tmp_path / "root"
+    if kind.startswith("digits"):
+        return lambda: digits(image_size=int(kind.split()[-1]))
+    if kind == "mnist":
+        write_mnist(root)
+        return lambda: mnist(root=str(root), cache_dir=tmp_path / "cache")
+    for number, name in enumerate(("train/ant/0", "train/ant/1", "train/bee/0", "val/ant/0", "val/bee/0")):
+        size = (9, 9) if kind.endswith("size") else (9 + number, 12)
+        write_image(root / f"{name}.png", (number * 40, 1, 2), size)
+    loader = replace(PLAIN.loader, cache_dir=str(tmp_path / "cache"))
+
+    def from_folder() -> Source:
+        source = imagefolder(root=str(root), cache_dir=tmp_path / "cache")
+        return decoded(source, loader) if kind == "decoded" else source
+
+    return from_folder
 
 
-@pytest.mark.parametrize("size", [8, 28, 33])
-def test_source_keeps_its_promises(make_source: Callable[[int], Source], size: int) -> None:
-    source = make_source(size)
-    assert source.image_shape[1:] == (size, size)
+def test_source_keeps_its_promises(make_source: Callable[[], Source]) -> None:
+    source = make_source()
+    assert len(source.fingerprint) == 32
+    assert source.origin
     for split in (source.train, source.val):
         count = len(split.labels)
+        assert split.labels.shape == (count,)
+        assert split.labels.dtype == np.int64
+        assert set(split.labels.tolist()) == set(range(len(source.classes)))
         index = np.array([count - 1, 0, count - 1])
         images = split.fetch(index)
-        assert images.shape == (3, *source.image_shape)
-        assert images.dtype == np.uint8
-        assert images.flags.c_contiguous
-        assert split.labels.dtype == np.int64
+        assert len(images) == 3
+        for image in images:
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == source.channels
+            assert image.flags.c_contiguous
         assert np.array_equal(images[0], images[2])
-        assert np.array_equal(images[1:2], split.fetch(np.array([0])))
-        assert split.fetch(index[:0]).shape == (0, *source.image_shape)
+        assert np.array_equal(images[1], split.fetch(np.array([0]))[0])
+        assert not np.array_equal(images[0], images[1])
+        assert len(split.fetch(index[:0])) == 0
         unpickled: Split = pickle.loads(pickle.dumps(split))
-        assert np.array_equal(unpickled.fetch(index), images)
+        assert all(map(np.array_equal, unpickled.fetch(index), images))
         assert np.array_equal(unpickled.labels, split.labels)
 
 
-def test_source_is_the_same_each_time(make_source: Callable[[int], Source]) -> None:
-    first, second = make_source(28), make_source(28)
+def test_source_is_the_same_each_time(make_source: Callable[[], Source]) -> None:
+    first, second = make_source(), make_source()
     assert first.fingerprint == second.fingerprint
+    assert first.classes == second.classes
     assert np.array_equal(first.train.labels, second.train.labels)
     index = np.arange(len(first.val.labels))
-    assert np.array_equal(first.val.fetch(index), second.val.fetch(index))
+    assert all(map(np.array_equal, first.val.fetch(index), second.val.fetch(index)))
+
+
+def small_split(labels: list[int], channels: int = 1) -> ArraySplit:
+    return ArraySplit(np.zeros((len(labels), 2, 2, channels), np.uint8), np.array(labels, np.int64))
 
 
 @pytest.mark.parametrize(
-    ("classes", "train", "val", "message"),
+    ("classes", "channels", "train", "val", "message"),
     [
-        (("a",), [0], [0], "at least 2 classes, got \\['a'\\]"),
-        (("a", "b"), [], [0], "train split needs at least one sample"),
-        (("a", "b"), [0], [], "val split needs at least one sample"),
-        (("a", "b"), [0, 1], [0, 2], "val labels must lie in 0..1.*got 0..2"),
-        (("a", "b"), [-1, 1], [0], "train labels must lie in 0..1.*got -1..1"),
+        (("a",), 1, [0], [0], "at least 2 classes, got \\['a'\\]"),
+        (("a", "b"), 0, [0], [0], "at least 1 channel, got 0"),
+        (("a", "b"), 1, [], [0], "train split needs at least one sample"),
+        (("a", "b"), 1, [0], [], "val split needs at least one sample"),
+        (("a", "b"), 1, [0, 1], [0, 2], "val labels must lie in 0..1.*got 0..2"),
+        (("a", "b"), 1, [-1, 1], [0], "train labels must lie in 0..1.*got -1..1"),
     ],
 )
-def test_source_checks_at_the_border(classes: tuple[str, ...], train: list[int], val: list[int], message: str) -> None:
-    def split(labels: list[int]) -> ArraySplit:
-        return ArraySplit(np.zeros((len(labels), 1, 2, 2), np.uint8), np.array(labels, np.int64))
-
+def test_source_checks_at_the_border(
+    classes: tuple[str, ...], channels: int, train: list[int], val: list[int], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
-        Source(classes, (1, 2, 2), split(train), split(val), "0")
+        Source(classes, channels, small_split(train), small_split(val), "0")
+
+
+def three_channels() -> Source:
+    return Source(("a", "b"), 3, small_split([0, 1], 3), small_split([0, 1], 3), "0")
+
+
+def no_source() -> str:
+    return "digits"
+
+
+def test_listed_source_fits_its_normalisation() -> None:
+    config = compose([*LEAN, "dataset=digits"])
+    assert list_source(config, fetch=False).fingerprint == digits(image_size=28).fingerprint
+    config = replace(config, dataset=component("dataset", f"{__name__}.three_channels"))
+    with pytest.raises(ConfigError, match=r"dataset\.mean and dataset\.std need 3 numbers.*got \(0\.3056,\)"):
+        list_source(config, fetch=False)
+    computed = replace(config, loader=replace(config.loader, normalize="auto"))
+    assert list_source(computed, fetch=False).channels == 3
+    with pytest.raises(ConfigError, match=r"dataset\._target_=\S*no_source must return a Source, got str"):
+        list_source(replace(config, dataset=component("dataset", f"{__name__}.no_source")), fetch=False)
 
 
 def test_fingerprint_tells_contents_apart() -> None:
@@ -144,28 +178,37 @@ def test_split_is_the_same_on_every_machine() -> None:
 
 @pytest.mark.parametrize("size", [1, 5, 28, 40])
 def test_resize_keeps_a_constant(size: int) -> None:
-    images = np.full((3, 2, 28, 28), 255, np.uint8)
+    images = np.full((3, 28, 28, 2), (255, 7), np.uint8)
     resized = resize.resize(images, size)
-    assert resized.shape == (3, 2, size, size)
-    assert np.all(resized == 255)
-
-
-def test_resize_in_chunks_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (7, 1, 8, 8), dtype=np.uint8)
-    whole = resize.resize(images, 11)
-    monkeypatch.setattr(resize, "_CHUNK", 3)
-    assert np.array_equal(resize.resize(images, 11), whole)
+    assert resized.shape == (3, size, size, 2)
+    assert resized.dtype == np.uint8
+    assert np.all(resized == (255, 7))
 
 
 def test_resize_antialiases() -> None:
-    stripes = np.zeros((1, 1, 32, 32), np.uint8)
-    stripes[..., ::4] = 255  # where plain bilinear looks only between the stripes and sees 0
-    assert np.all(np.abs(resize.resize(stripes, 8)[..., 1:-1].astype(int) - 64) <= 16)
+    stripes = np.zeros((1, 32, 32, 1), np.uint8)
+    stripes[:, :, ::4] = 255  # where plain bilinear looks only between the stripes and sees 0
+    assert np.all(np.abs(resize.resize(stripes, 8)[:, :, 1:-1].astype(int) - 64) <= 16)
 
 
-def test_resize_refuses_nothing() -> None:
-    with pytest.raises(DataError, match=r"dataset\.image_size must be at least 1 px, got 0"):
-        digits(image_size=0)
+def test_resize_knows_rows_from_columns() -> None:
+    corner = np.zeros((1, 4, 4, 1), np.uint8)
+    corner[0, 0, 3] = 255
+    resized = resize.resize(corner, 8)[0, :, :, 0]
+    assert resized[0, 7] == 255
+    assert resized[7, 0] == 0
+
+
+def test_resized_once_and_only_when_an_image_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = resize.resize
+    monkeypatch.setattr(resize, "resize", lambda *given: calls.append(given) or original(*given))
+    source = digits(image_size=12)
+    assert len(source.train.labels) == 1437
+    assert not calls
+    for index in (0, 7):
+        assert source.train.fetch(np.array([index])).shape == (1, 12, 12, 1)
+    assert len(calls) == 1
 
 
 # the data sets
@@ -182,21 +225,24 @@ def test_digits_are_those_of_uci() -> None:
 
 
 @needs_fashion
-def test_fashion_mnist_from_debian() -> None:
-    source = fashion_mnist(root=None, image_size=28)
+def test_fashion_mnist_from_debian(tmp_path: Path) -> None:
+    source = fashion_mnist(root=None, cache_dir=tmp_path, fetch=False)
     assert source.classes[9] == "Ankle boot"
+    assert source.origin == str(idx._DEBIAN)
     assert np.bincount(source.train.labels).tolist() == [6000] * 10
     assert np.bincount(source.val.labels).tolist() == [1000] * 10
+    assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("name", "load"),
-    [("digits", digits), pytest.param("fashion_mnist", lambda **k: fashion_mnist(root=None, **k), marks=needs_fashion)],
-)
-def test_conf_has_the_mean_and_std_of_the_train_split(name: str, load: Callable[..., Source]) -> None:
+@pytest.mark.parametrize("name", ["digits", pytest.param("fashion_mnist", marks=needs_fashion)])
+def test_conf_has_the_mean_and_std_of_the_train_split(name: str, tmp_path: Path) -> None:
     conf = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
-    split = load(image_size=conf.image_size).train
+    split = {
+        "digits": lambda: digits(image_size=conf.image_size),
+        "fashion_mnist": lambda: fashion_mnist(root=None, cache_dir=tmp_path),
+    }[name]().train
     images = split.fetch(np.arange(len(split.labels))) / 255.0
+    assert images.shape[1:] == (conf.image_size, conf.image_size, 1)
     assert list(conf.mean) == [pytest.approx(images.mean(), abs=5e-5)]
     assert list(conf.std) == [pytest.approx(images.std(), abs=5e-5)]
 
@@ -208,11 +254,20 @@ def test_conf_has_the_mean_and_std_of_the_train_split(name: str, load: Callable[
 @pytest.mark.parametrize("below", [".", "MNIST/raw"])
 def test_idx_layouts_are_one_data_set(tmp_path: Path, suffix: str, below: str) -> None:
     write_mnist(tmp_path / "root" / below, suffix)
-    source = mnist(root=str(tmp_path / "root"), image_size=28)
-    reference = mnist(root=str(write_mnist(tmp_path / "reference")), image_size=28)
+    source = mnist(root=str(tmp_path / "root"), cache_dir=tmp_path / "cache", fetch=False)
+    reference = mnist(root=str(write_mnist(tmp_path / "reference")), cache_dir=tmp_path / "cache")
     assert source.fingerprint == reference.fingerprint
     assert np.array_equal(source.train.fetch(np.arange(30)), reference.train.fetch(np.arange(30)))
     assert source.val.labels.tolist() == [*range(10), *range(10)]
+    assert not (tmp_path / "cache").exists()
+
+
+def test_idx_files_are_read_row_by_row(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (30, 5, 7), dtype=np.uint8)
+    write_idx(tmp_path / "train-images-idx3-ubyte", images)
+    source = mnist(root=str(tmp_path), cache_dir=tmp_path)
+    assert np.array_equal(source.train.fetch(np.arange(30)), images[..., None])
 
 
 def cut(content: bytes) -> bytes:
@@ -245,7 +300,7 @@ def test_damaged_idx_is_named(
     path = write_mnist(tmp_path, suffix) / f"{name}{suffix}"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=f"{name}{suffix} .*{message}"):
-        mnist(root=str(tmp_path), image_size=28)
+        mnist(root=str(tmp_path), cache_dir=tmp_path)
 
 
 def test_idx_of_other_dimensions_is_refused(tmp_path: Path) -> None:
@@ -254,209 +309,121 @@ def test_idx_of_other_dimensions_is_refused(tmp_path: Path) -> None:
         read_idx(tmp_path / "labels", dimensions=3)
 
 
-@pytest.mark.usefixtures("nowhere")
-def test_root_without_files_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_root_without_files_is_said(nowhere: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (write_mnist(tmp_path / "debian") / "unrelated").touch()
     (write_mnist(tmp_path / "half") / idx._FILES[3]).unlink()
     with caplog.at_level(logging.WARNING):
-        source = fashion_mnist(root=str(tmp_path / "half"), image_size=28)
+        source = fashion_mnist(root=str(tmp_path / "half"), cache_dir=nowhere)
     assert len(source.train.labels) == 30
     assert f"dataset.root={tmp_path / 'half'} lacks files of FashionMNIST" in caplog.text
-    with pytest.raises(DataError, match="MNIST was found nowhere"):  # those are clothes
-        mnist(root=None, image_size=28)
+    with pytest.raises(DataError, match=r"^MNIST is not here"):  # those are clothes
+        mnist(root=None, cache_dir=nowhere)
 
 
-@pytest.mark.usefixtures("nowhere")
-def test_nowhere_is_one_message_with_every_way(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="FashionMNIST was found nowhere") as error:
-        fashion_mnist(root=None, image_size=28)
-    for way in (*idx._FILES, "dataset.root=FOLDER", "apt install", f"into {tmp_path / 'cache'}", "now: no network"):
+def test_half_of_torchvisions_folder_is_an_error(nowhere: Path, tmp_path: Path) -> None:
+    (write_mnist(tmp_path / "MNIST/raw") / idx._FILES[2]).unlink()
+    with pytest.raises(DataError, match=rf"MNIST/raw lacks files of MNIST \(.*{idx._FILES[2]}.*remove it"):
+        mnist(root=str(tmp_path), cache_dir=nowhere)
+
+
+# downloads
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def downloads(monkeypatch: pytest.MonkeyPatch, name: str = "MNIST", pause: float = 0.0) -> list[Path]:
+    """Have torchvision's class write its files; returns where each call did so."""
+    calls: list[Path] = []
+
+    def fetch(folder: Path, download: bool) -> None:
+        assert download
+        calls.append(folder)
+        time.sleep(pause)
+        (write_mnist(folder / name / "raw") / "more.gz").touch()
+
+    monkeypatch.setattr(pytest.importorskip("torchvision.datasets"), name, fetch)
+    return calls
+
+
+def test_nowhere_is_one_message_with_every_way(nowhere: Path) -> None:
+    with pytest.raises(DataError, match=r"^FashionMNIST is not here") as error:
+        fashion_mnist(root=None, cache_dir=nowhere)
+    for way in (*idx._FILES, "dataset.root=FOLDER", "apt install", f"to {nowhere}/FashionMNIST/raw", "now: no network"):
         assert way in str(error.value)
-    with pytest.raises(DataError, match="MNIST was found nowhere") as error:
-        mnist(root=None, image_size=28)
+    assert not isinstance(error.value, NotFetchedError)
+    with pytest.raises(DataError, match=r"^MNIST is not here") as error:
+        mnist(root=None, cache_dir=nowhere)
     assert "apt install" not in str(error.value)
+    assert below(nowhere) == []
 
 
-@pytest.mark.usefixtures("nowhere")
-def test_download_is_read_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idx, "_download", lambda name, home: write_mnist(home / name / "raw"))
-    downloaded = mnist(root=None, image_size=28)
-    monkeypatch.setattr(idx, "_download", None)
-    assert mnist(root=None, image_size=28).fingerprint == downloaded.fingerprint
+def test_nothing_is_fetched_that_must_not_be(
+    nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = downloads(monkeypatch)
+    with pytest.raises(NotFetchedError, match=f"MNIST is not here yet.*prepare.*to {nowhere}/MNIST/raw"):
+        mnist(root=None, cache_dir=nowhere, fetch=False)
+    with pytest.raises(NotFetchedError, match=f"to {tmp_path}/mine/MNIST/raw"):
+        mnist(root=str(tmp_path / "mine"), cache_dir=nowhere, fetch=False)
+    assert not calls
+    assert not any(tmp_path.iterdir())
+    assert "lacks files" in caplog.text
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_download_is_read_and_kept(nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool) -> None:
+    calls = downloads(monkeypatch)
+    root, home = (str(tmp_path / "mine"), tmp_path / "mine") if own else (None, nowhere)
+    downloaded = mnist(root=root, cache_dir=nowhere)
+    assert mnist(root=root, cache_dir=nowhere, fetch=False).fingerprint == downloaded.fingerprint
+    assert len(calls) == 1
+    assert downloaded.origin == str(home / "MNIST/raw")
+    assert below(tmp_path) == sorted(f"{home.name}/MNIST/raw/{name}" for name in (*idx._FILES, "more.gz"))
+
+
+def test_two_threads_make_one_download(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = downloads(monkeypatch, pause=0.3)
+    together = threading.Barrier(2, timeout=10)
+
+    def load(_: int) -> Source:
+        together.wait()
+        return mnist(root=None, cache_dir=nowhere)
+
+    stdout = sys.stdout
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(load, range(2))
+    assert sys.stdout is stdout
+    assert socket.getdefaulttimeout() is None
+    assert len(calls) == 1
+    assert one.fingerprint == other.fingerprint
+
+
+def test_download_that_breaks_off_leaves_nothing(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(folder: Path, download: bool) -> None:
+        (write_mnist(folder / "MNIST/raw") / idx._FILES[0]).unlink()
+        raise RuntimeError("refused")
+
+    monkeypatch.setattr(pytest.importorskip("torchvision.datasets"), "MNIST", fetch)
+    with pytest.raises(DataError, match="failed now: refused"):
+        mnist(root=None, cache_dir=nowhere)
+    assert below(nowhere) == []
+    downloads(monkeypatch)
+    assert len(mnist(root=None, cache_dir=nowhere).train.labels) == 30
 
 
 def test_download_prints_nothing_and_does_not_wait_for_ever(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    datasets = pytest.importorskip("torchvision.datasets")
-
-    def fetch(home: Path, download: bool) -> None:
-        sys.stdout.write(f"fetching into {home}, {socket.getdefaulttimeout()}\n")
+    def fetch(folder: Path, **_: Any) -> None:
+        sys.stdout.write(f"fetching, {socket.getdefaulttimeout()}\n")
         raise RuntimeError("refused")
 
-    monkeypatch.setattr(datasets, "MNIST", fetch)
-    with pytest.raises(RuntimeError, match="refused"):
-        idx._download("MNIST", Path("here"))
-    assert capsys.readouterr() == ("", "fetching into here, 20.0\n")
+    monkeypatch.setattr(pytest.importorskip("torchvision.datasets"), "MNIST", fetch)
+    with pytest.raises(DataError, match="refused"):
+        mnist(root=None, cache_dir=nowhere)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "fetching, 20.0\n" in err
     assert socket.getdefaulttimeout() is None
-
-
-# folders of images
-
-
-def test_folder_lists_sorted_classes_and_files(tree: Path) -> None:
-    source = imagefolder(root=str(tree), image_size=8)
-    assert source.classes == ("ant", "bee")
-    assert source.train.labels.tolist() == [0, 0, 0, 1, 1]
-    assert source.val.labels.tolist() == [0, 1]
-    assert [Path(path).name for path in source.train.paths] == ["10.gif", "2.bmp", "x.Jpeg", "a.jpg", "b.PNG"]
-
-
-def test_folder_fetches_channels_first(tree: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tree / "train/ant/0.png")
-    images = imagefolder(root=str(tree), image_size=8).train.fetch(np.array([0]))
-    assert np.array_equal(images[0], noise.transpose(2, 0, 1))
-
-
-def test_folder_skips_what_is_hidden(tree: Path) -> None:
-    before = imagefolder(root=str(tree), image_size=8)
-    for name in (
-        "train/.cache/a.png",
-        "train/__MACOSX/a.png",
-        "train/ant/._2.png",
-        "train/ant/.x/a.png",
-        "train/loose.png",
-    ):
-        write_image(tree / name)
-    (tree / "train/ant/notes.txt").write_text("not an image")
-    after = imagefolder(root=str(tree), image_size=8)
-    assert after.classes == before.classes
-    assert after.train.paths == before.train.paths
-    assert after.fingerprint == before.fingerprint
-
-
-def test_folder_fingerprint_moves_with_the_folder(tree: Path) -> None:
-    before = imagefolder(root=str(tree), image_size=8)
-    tree.rename(tree.with_name("moved"))
-    assert imagefolder(root=str(tree.with_name("moved")), image_size=8).fingerprint == before.fingerprint
-    write_image(tree.with_name("moved") / "train/ant/2.bmp", size=(31, 20))
-    assert imagefolder(root=str(tree.with_name("moved")), image_size=8).fingerprint != before.fingerprint
-
-
-def test_folder_does_not_follow_a_loop(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = imagefolder(root=str(tree), image_size=8)
-    (tree / "train/ant/loop").symlink_to(tree / "train", target_is_directory=True)
-    (tree / "train/ant/same.bmp").symlink_to(tree / "train/ant/2.bmp")
-    assert len(imagefolder(root=str(tree), image_size=8).train.labels) == len(before.train.labels) + 1
-    assert "ant/loop is a link to a folder and is not followed" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["train/ant/out.png", "train/out"])
-def test_folder_refuses_a_link_that_leaves_it(tree: Path, name: str) -> None:
-    outside = write_image(tree.with_name("outside") / "x.png")
-    (tree / name).symlink_to(outside if name.endswith(".png") else outside.parent)
-    with pytest.raises(DataError, match=f"{name} is a link that leaves dataset.root="):
-        imagefolder(root=str(tree), image_size=8)
-
-
-def test_folder_errors_name_the_cure(tree: Path) -> None:
-    with pytest.raises(DataError, match=r"dataset.root is not given: dataset.root=FOLDER must"):
-        imagefolder(root=None, image_size=8)
-    with pytest.raises(DataError, match=r"ant/train cannot be read \(No such file.*dataset.root=FOLDER"):
-        imagefolder(root=str(tree / "train/ant"), image_size=8)
-    with pytest.raises(DataError, match=r"at least 1 px.*image_shape=\(3, 0, 0\)"):
-        imagefolder(root=str(tree), image_size=0)
-
-
-def test_folder_refuses_what_lacks_images(tree: Path) -> None:
-    (tree / "train/cat").mkdir()
-    with pytest.raises(DataError, match=r"train/cat has no image \(.jpg "):
-        imagefolder(root=str(tree), image_size=8)
-    (tree / "train/cat/broken.png").symlink_to("broken.png")
-    with pytest.raises(DataError, match=r"broken.png cannot be read \(Too many levels"):
-        imagefolder(root=str(tree), image_size=8)
-    (tree / "train").rename(tree / "other")
-    (tree / "train").mkdir()
-    with pytest.raises(DataError, match="train/CLASS has no image"):
-        imagefolder(root=str(tree), image_size=8)
-
-
-@pytest.mark.parametrize("phase", ["train", "val"])
-def test_folder_refuses_other_classes(tree: Path, phase: str) -> None:
-    write_image(tree / phase / "cat/x.png")
-    with pytest.raises(DataError, match=rf"tree/train and \S*tree/val must have.*got 'cat' in {phase} alone \(1 such"):
-        imagefolder(root=str(tree), image_size=8)
-
-
-# decoding
-
-
-@pytest.mark.parametrize("size", [(30, 20), (20, 30), (8, 8), (1, 300), (5, 4)])
-def test_decode_keeps_a_constant(tmp_path: Path, size: tuple[int, int]) -> None:
-    image = decode(str(write_image(tmp_path / "x.png", size=size)), 8)
-    assert image.shape == (8, 8, 3)
-    assert np.all(image == (10, 200, 90))
-
-
-def test_decode_takes_the_centre(tmp_path: Path) -> None:
-    columns = np.zeros((10, 30), np.uint8)
-    columns[:, 10:20] = 255  # the centre square
-    Image.fromarray(columns).save(tmp_path / "x.png")
-    assert np.all(decode(str(tmp_path / "x.png"), 10) == 255)
-    Image.fromarray(columns.T).save(tmp_path / "x.png")
-    assert np.all(decode(str(tmp_path / "x.png"), 10) == 255)
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("L", 77, (77, 77, 77)),
-        ("1", 1, (255, 255, 255)),
-        ("LA", (77, 255), (77, 77, 77)),
-        ("LA", (77, 0), (255, 255, 255)),
-        ("RGBA", (10, 20, 30, 255), (10, 20, 30)),
-        ("RGBA", (10, 20, 30, 0), (255, 255, 255)),
-        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("I;16", 257 * 77, (77, 77, 77)),
-        ("I;16", 65535, (255, 255, 255)),
-        ("I", 257 * 77, (77, 77, 77)),
-    ],
-)
-def test_decode_takes_any_mode(
-    tmp_path: Path, mode: str, colour: int | tuple[int, ...], expected: tuple[int, int, int]
-) -> None:
-    path = tmp_path / "x.tiff"
-    Image.new(mode, (9, 9), colour).save(path)
-    assert np.all(decode(str(path), 8) == expected)
-
-
-def test_decode_takes_a_palette_with_transparency(tmp_path: Path) -> None:
-    image = Image.new("P", (9, 9), 1)
-    image.putpalette([0, 0, 0, 10, 20, 30])
-    image.save(tmp_path / "opaque.png")
-    image.save(tmp_path / "clear.png", transparency=bytes((255, 0)))
-    assert np.all(decode(str(tmp_path / "opaque.png"), 8) == (10, 20, 30))
-    assert np.all(decode(str(tmp_path / "clear.png"), 8) == 255)
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "message"),
-    [("F", 0.5, "floating-point pixels"), ("I", 65536, "in 0..65535 .*got 65536"), ("I", -1, "in 0..65535 .*got -1")],
-)
-def test_decode_refuses_an_unknown_range(tmp_path: Path, mode: str, colour: float, message: str) -> None:
-    Image.new(mode, (9, 9), colour).save(tmp_path / "x.tiff")
-    with pytest.raises(DataError, match=f"x.tiff cannot be decoded: .*{message}"):
-        decode(str(tmp_path / "x.tiff"), 8)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".gif", ".webp", ".bmp"])
-def test_fetch_names_a_damaged_file(tree: Path, suffix: str) -> None:
-    path = tree / f"train/ant/1{suffix}"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
-    split = imagefolder(root=str(tree), image_size=8).train
-    split.fetch(np.array([0]))
-    path.write_bytes(path.read_bytes()[:-400])
-    with pytest.raises(DataError, match=f"ant/1{suffix} cannot be decoded"):
-        split.fetch(np.array([0]))

@@ -45,7 +45,7 @@ DANGEROUS = [  # all of them resolve, some through a package that is trusted
     "torch.optim.optimizer.torch.load",
     "torchvision.datasets.utils.os.system",
     "tinyexp.files.os.remove",
-    "tinyexp.data.folder.os.remove",
+    "tinyexp.data.listing.os.remove",
     "tinyexp.models.zoo.torchvision.torch.load",
     "tinyexp.data.idx.Path.unlink",
 ]
@@ -79,9 +79,9 @@ class Halving(torch.optim.lr_scheduler.LRScheduler):
 def brightness(*, count):
     "Is an image bright?"
     labels = np.arange(count) % 2
-    images = np.full((count, 1, 4, 4), 40, np.uint8) + labels[:, None, None, None].astype(np.uint8) * 160
+    images = np.full((count, 4, 4, 1), 40, np.uint8) + labels[:, None, None, None].astype(np.uint8) * 160
     split = ArraySplit(images, labels)
-    return Source(classes=("dark", "bright"), image_shape=(1, 4, 4), train=split, val=split, fingerprint="00")
+    return Source(classes=("dark", "bright"), channels=1, train=split, val=split, fingerprint="00")
 """
 
 
@@ -233,7 +233,7 @@ def test_a_class_that_takes_anything_gets_no_leftovers(user_package: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["tinyexp.data.idx._download", "tinyexp.data.folder.decode", "torch.nn.Module.__init__"]
+    "name", ["tinyexp.data.idx._download", "tinyexp.data.decode.decode", "torch.nn.Module.__init__"]
 )
 def test_a_file_names_data_sets_and_no_other_function_of_ours(name: str) -> None:
     with pytest.raises(ConfigError, match=r"If you trust it|must be a function"):
@@ -264,14 +264,14 @@ def test_classes_of_ones_own(user_package: Path, tmp_path: Path, capsys: pytest.
     """One run with a data set, model, optimizer and scheduler outside the package, by names alone."""
     run = train(
         tmp_path / "run",
-        *("dataset._target_=mypkg.parts.brightness", "+dataset.count=20"),
+        *("dataset._target_=mypkg.parts.brightness", "+dataset.count=20", "dataset.image_size=4"),
         *("model._target_=mypkg.parts.Net", "+model.width=8"),
         *("optim._target_=mypkg.parts.Descent", "optim.lr=0.5"),
         "scheduler._target_=mypkg.parts.Halving",
         *("train.epochs=3", "train.batch_size=10", "log.level=info"),
     )
     out = capsys.readouterr().out
-    for key in ("dataset.image_size", "model.dropout", "optim.betas", "scheduler.cycles"):  # of conf/'s own choices
+    for key in ("model.dropout", "optim.betas", "scheduler.cycles"):  # of conf/'s own choices
         assert f"{key} is left out: mypkg.parts." in out
     assert [row["lr"] for row in rows(run, "train_epoch")] == [0.5, 0.25, 0.125]
     assert rows(run, "val")[-1]["top1"] == 1

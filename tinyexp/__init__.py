@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinyexp.cached import cached
+
 if TYPE_CHECKING:
     from tinyexp.loaded import LoadedRun
+
+__all__ = ["cached", "load"]
 
 __version__ = "0.1.0"
 

@@ -41,9 +41,16 @@ def _is_name(text: str) -> bool:
 
 SEED = Rule("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)
 THREADS = Rule("1 to 1024", lambda value: 1 <= value <= 1024)
+MAGNITUDE = Rule("0 to 30", lambda value: 0 <= value <= 30)
 SHARE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
 DECAY = Rule("between 0 and 1", lambda value: 0 < value < 1)
 EACH_ABOVE_0 = Rule("above 0 for each channel", lambda values: all(value > 0 for value in values))
+PROBABILITY = Rule("in 0..1", lambda value: 0 <= value <= 1)
+SPAN_OF_SHARES = Rule(
+    "two shares above 0 and at most 1, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1
+)
+SPAN_OF_RATIOS = Rule("two ratios above 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+FOUR = Rule("four numbers of at least 0, the last at most 0.5", lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5)
 NAME = Rule("1 to 100 letters, digits or ._-+ and not begin with a dot", _is_name)
 PATH = Rule("a path of printable characters", lambda text: text != "" and text.isprintable())
 
@@ -122,20 +129,50 @@ class HwConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """The keys that each data set has: how its batches are read, whatever they come from."""
+class AugmentConfig:
+    """Random changes of train images."""
 
+    crop: Literal["random_resized", "pad"] | None
+    scale: Annotated[tuple[float, ...], SPAN_OF_SHARES]
+    ratio: Annotated[tuple[float, ...], SPAN_OF_RATIOS]
+    padding: Annotated[int, at_least(0, "px")]
+    flip: Annotated[float, PROBABILITY]
+    policy: Literal["randaugment", "trivialaugment"] | None
+    num_ops: Annotated[int, at_least(1)]
+    magnitude: Annotated[int, MAGNITUDE]
+    jitter: Annotated[tuple[float, ...], FOUR] | None
+    erase: Annotated[float, PROBABILITY]
+    mixup: Annotated[float, at_least(0)]
+    cutmix: Annotated[float, at_least(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderConfig:
+    """The keys that each data set has: from its files to normalised batches, whatever they are."""
+
+    image_size: Annotated[int, at_least(1, "px")]
+    resize: Annotated[int, at_least(1, "px")] | None
+    augment: AugmentConfig
+    normalize: Literal["given", "auto"]
     mean: tuple[float, ...]
     std: Annotated[tuple[float, ...], EACH_ABOVE_0]
-    workers: Annotated[int, at_least(0)]
+    cache_dir: Annotated[str, PATH]
+    decode_size: Annotated[int, at_least(1, "px")] | Literal["auto"] | None
+    max_gb: Annotated[float, at_least(0)]
+    on_error: Literal["stop", "skip"]
+    max_skipped: Annotated[float, SHARE]
+    workers: Annotated[int, at_least(0)] | Literal["auto"]
     start_method: Literal["fork", "spawn", "forkserver"] | None
-    crop_padding: Annotated[int, at_least(0, "px")]
-    flip: bool
+    preview: bool
 
     def __post_init__(self) -> None:
         _require(
             len(self.mean) == len(self.std) >= 1, "dataset.mean and dataset.std", "of one length", (self.mean, self.std)
         )
+        for key in ("resize", "decode_size"):
+            size = getattr(self, key)
+            rule = f"at least dataset.image_size={self.image_size}"
+            _require(not isinstance(size, int) or size >= self.image_size, f"dataset.{key}", rule, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +222,10 @@ CHANGEABLE = (
     "log.",
     "ckpt.",
     "dataset.root",
+    "dataset.archive",
     "dataset.cache_dir",
+    "dataset.max_gb",
+    "dataset.preview",
     "dataset.workers",
     "dataset.start_method",
 )

@@ -13,6 +13,8 @@ _FAST_BF16_PIXELS = (
     64 * 64
 )  # bf16 on a CPU: 1.0x of fp32 at 28 px, 1.6x at 64 px, 2.0x at 224 px (ResNet-18, AVX512-BF16)
 
+_IN_CACHE = 2**16  # float32 that a core's cache holds beside other things
+
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
@@ -114,8 +116,27 @@ class Normalizer:
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 in 0..255 -> (N, C, H, W) float32 of mean 0 and deviation 1, on the device."""
         images = images.to(self._traits.device, non_blocking=self._traits.pin_memory)
-        layout = torch.channels_last if self._traits.channels_last else torch.contiguous_format
         if self._buffer.shape != images.shape:
             with torch.inference_mode(False):
-                self._buffer = torch.empty(images.shape, device=images.device, memory_format=layout)
-        return torch.sub(images, self._mean, out=self._buffer).mul_(self._scale)
+                self._make_buffer(images)
+        if images.device.type != "cpu":
+            return torch.sub(images, self._mean, out=self._buffer).mul_(self._scale)
+        rows = max(1, _IN_CACHE // max(1, images[:1].numel()))
+        for begin in range(0, len(images), rows):  # a few images at a time, which stay in the cache between the three
+            part = slice(begin, begin + rows)
+            self._buffer[part].copy_(images[part])
+            self._flat[part].sub_(self._flat_mean).mul_(self._flat_scale)
+        return self._buffer
+
+    def _make_buffer(self, images: Tensor) -> None:
+        """A buffer, and a view of it in which the memory's order is that of the indices: broadcasting is fast there."""
+        count, channels, height, width = images.shape
+        layout = torch.channels_last if self._traits.channels_last else torch.contiguous_format
+        self._buffer = torch.empty(images.shape, device=images.device, memory_format=layout)
+        if not self._traits.channels_last:
+            self._flat, self._flat_mean, self._flat_scale = self._buffer, self._mean, self._scale
+            return
+        self._flat = self._buffer.permute(0, 2, 3, 1).view(count, height * width * channels)
+        self._flat_mean, self._flat_scale = (
+            each.view(1, channels).tile(1, height * width) for each in (self._mean, self._scale)
+        )

@@ -25,6 +25,10 @@ class DataError(TinyexpError):
     exit_code = 2
 
 
+class NotFetchedError(DataError):
+    """A data set that a run would first download or unpack."""
+
+
 class IntegrityError(TinyexpError):
     """A file that fails its check; it is never used."""
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tinyexp.config import SLOTS, Config, blaming
+from tinyexp.data.source import OFFERED as DATA_OFFERED
 from tinyexp.errors import ConfigError
 from tinyexp.network import OFFERED
 from tinyexp.optim import build_optimizer
@@ -30,7 +31,7 @@ def check_parts(config: Config) -> Config:
     """
     with blaming(config.sources):
         config = _without_leftovers(config)
-        check_arguments(config.dataset, resolve(config.dataset, config.trust), 0, {})
+        check_arguments(config.dataset, resolve(config.dataset, config.trust), 0, dict.fromkeys(DATA_OFFERED))
         check_arguments(config.model, resolve(config.model, config.trust), 0, dict.fromkeys(OFFERED))
         if config.model.target.startswith(_OURS):
             _try_model(config)
@@ -64,7 +65,7 @@ def _try_model(config: Config) -> None:
 
     How many classes the data has is not known yet, and is no matter to these.
     """
-    size, channels = config.dataset.arguments.get("image_size", 224), len(config.loader.mean)
+    size, channels = config.loader.image_size, len(config.loader.mean)
     offered = dict(zip(OFFERED, (10, channels, size), strict=True))
     try:
         with torch.device("meta"):

@@ -93,9 +93,13 @@ class Run:
     def _introduce(self, state: TrainState, data: Data) -> None:
         self._data, self._num_classes = data, len(data.classes)
         self._count(state)
+        if data.skipped:
+            self._summary["skipped"] = data.skipped
         self._summary["parameters"] = parameters = sum(p.numel() for p in state.network.model.parameters())
         self._directory.check_space(3 * 4 * parameters)
         _log.info(data.summary())
+        if self._config.loader.preview:
+            self._directory.preview(data)
         _log.info("%s, %s parameters, %s", state.network.summary(), f"{parameters:,}", self._dist.summary())
         header = epoch_header()
         _log.info("%s", header.plain, extra=drawn(header))

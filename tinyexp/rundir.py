@@ -12,6 +12,7 @@ from tinyexp.checkpoint import Checkpointer, load, non_finite, read_checked, rea
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
 from tinyexp.data.loader import Data
+from tinyexp.data.preview import write_preview
 from tinyexp.engine import TrainState
 from tinyexp.environment import code_patch, describe_environment
 from tinyexp.errors import ConfigError, TinyexpError
@@ -93,6 +94,11 @@ class RunDirectory:
         self._set_aside_later_best(state.step)
         before = state.step if self._existed else None
         self._recorder = Recorder(self.path, self._config.log.tensorboard, lines=lines, step=before)
+
+    def preview(self, data: Data) -> None:
+        """The first images that training sees. Raises as written_aside."""
+        write_preview(self.path / "preview.png", next(data.train(0)), data.names)
+        _log.info("%s shows the first augmented train images", self.path / "preview.png")
 
     def _set_aside_later_best(self, step: int) -> None:
         """Where the user went back to an older checkpoint, the best of what came after it is no longer this run's."""

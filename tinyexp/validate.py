@@ -74,8 +74,7 @@ def validate(
         raise ConfigError(f"{missing[0]} is missing")
     if not isinstance(plain["trust"], list) or not all(isinstance(name, str) for name in plain["trust"]):
         raise ConfigError(f"trust must be a list of names such as [mypkg.*], got {plain['trust']!r}")
-    loader_yaml = read(folders[0] / "dataset" / "_loader.yaml")
-    plain = {**plain, "dataset": {**loader_yaml, **mapping(plain["dataset"], "dataset")}}
+    plain = {**plain, "dataset": _filled(mapping(plain["dataset"], "dataset"), folders)}
     components: dict[str, Any] = {
         slot: _component(slot, plain[slot], trusted=slot in trusted, inherited=inherited.get(slot, frozenset()))
         for slot in SLOTS
@@ -95,6 +94,14 @@ def validate(
         plain=plain,
         text=to_text(plain),
     )
+
+
+def _filled(dataset: dict[str, Any], folders: tuple[Path, ...]) -> dict[str, Any]:
+    """With the keys that each data set has, where a YAML or an older run has not listed them."""
+    loader = read(folders[0] / "dataset" / "_loader.yaml")
+    augment = dataset.get("augment", {})
+    known = {**loader["augment"], **augment} if isinstance(augment, dict) else augment
+    return {**loader, **dataset, "augment": known}
 
 
 def _unknown(key: str) -> str:

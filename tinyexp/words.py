@@ -49,7 +49,13 @@ class Usage:
 
     @property
     def options(self) -> list[str]:
-        return re.findall(r"--([a-z]+)", self.form)
+        """Those that a value follows."""
+        return re.findall(r"--([a-z]+) ", self.form)
+
+    @property
+    def switches(self) -> list[str]:
+        """Those that stand alone."""
+        return re.findall(r"--([a-z]+)\]", self.form)
 
     @property
     def takes_paths(self) -> bool:
@@ -95,12 +101,15 @@ def split(words: Sequence[str], known: dict[str, Usage]) -> Words:
     if rest and rest[0] in known:
         line.verb = rest.pop(0)
     options = _OPTIONS | {f"--{name}": name for name in known[line.verb].options}
+    switches = {f"--{name}": name for name in known[line.verb].switches}
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         if name in _FLAGS:
             line.flags.add(_FLAGS[name])
             line.hydra += [name] * (_FLAGS[name] in _OF_HYDRA)
+        elif word in switches:
+            line.options[switches[word]] = ""
         elif name in options:
             value = value if equals else _value(options[name], name, rest)
             if options[name] == "config-dir":
@@ -108,7 +117,7 @@ def split(words: Sequence[str], known: dict[str, Usage]) -> Words:
             else:
                 _take(line, options[name], value, name)
         elif word.startswith("-"):
-            raise ConfigError(f"{word} is no option{did_you_mean(word, {*options, *_FLAGS})}")
+            raise ConfigError(f"{word} is no option{did_you_mean(word, {*options, *switches, *_FLAGS})}")
         else:
             is_override = "=" in word or word[:1] in ("~", "+")
             (line.overrides if is_override else line.paths).append(word)

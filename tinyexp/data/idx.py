@@ -6,27 +6,21 @@ sizes, then the bytes.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import logging
 import math
-import socket
-import sys
 import zlib
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyexp.data.resize import ResizedSplit
-from tinyexp.data.source import Source, fingerprint
+from tinyexp.data.download import from_torchvision
+from tinyexp.data.source import ArraySplit, Source, fingerprint
 from tinyexp.errors import DataError
 
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-_CACHE = Path("~/.cache/tinyexp")
-_PATIENCE = 20.0  # s without an answer: a firewall that swallows packets would hold a download for minutes
 
 _DIGITS = tuple("0123456789")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -34,21 +28,21 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 log = logging.getLogger(__name__)
 
 
-def mnist(*, root: str | None, image_size: int) -> Source:
-    """MNIST (LeCun, Cortes, Burges, 1998): 60,000 train and 10,000 val images, (1, image_size, image_size).
+def mnist(*, root: str | None, cache_dir: Path, fetch: bool = True) -> Source:
+    """MNIST (LeCun, Cortes, Burges, 1998): 60,000 train and 10,000 val images, (28, 28, 1).
 
-    Read from `root`, else downloaded into it; into ~/.cache/tinyexp when it is None. Raises DataError where neither
-    works, and for a damaged file.
+    Read from `root`, else downloaded into it, into `cache_dir` when it is None. Raises DataError where neither works,
+    and for a damaged file; NotFetchedError where it would have to be downloaded and `fetch` is false.
     """
-    return _read_source(_locate("MNIST", root, debian=False), _DIGITS, image_size)
+    return _read_source(_locate("MNIST", root, cache_dir, fetch=fetch, debian=False), _DIGITS)
 
 
-def fashion_mnist(*, root: str | None, image_size: int) -> Source:
+def fashion_mnist(*, root: str | None, cache_dir: Path, fetch: bool = True) -> Source:
     """Fashion-MNIST (Xiao, Rasul, Vollgraf, arXiv:1708.07747): shapes and errors as of `mnist`.
 
     Read from `root`, else from Debian's package dataset-fashion-mnist, else downloaded.
     """
-    return _read_source(_locate("FashionMNIST", root, debian=True), _CLOTHES, image_size)
+    return _read_source(_locate("FashionMNIST", root, cache_dir, fetch=fetch, debian=True), _CLOTHES)
 
 
 def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
@@ -74,16 +68,16 @@ def read_idx(path: Path, *, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _read_source(paths: dict[str, Path], classes: tuple[str, ...], image_size: int) -> Source:
+def _read_source(paths: dict[str, Path], classes: tuple[str, ...]) -> Source:
     train_images, train_labels, val_images, val_labels = (paths[name] for name in _FILES)
     train = _read_pair(train_images, train_labels, len(classes))
     val = _read_pair(val_images, val_labels, len(classes))
     return Source(
         classes=classes,
-        image_shape=(1, image_size, image_size),
-        train=ResizedSplit(train[0][:, None], train[1].astype(np.int64), image_size),
-        val=ResizedSplit(val[0][:, None], val[1].astype(np.int64), image_size),
-        fingerprint=fingerprint(*train, *val, image_size),
+        channels=1,
+        train=ArraySplit(train[0][..., None], train[1].astype(np.int64)),
+        val=ArraySplit(val[0][..., None], val[1].astype(np.int64)),
+        fingerprint=fingerprint(*train, *val),
         origin=str(train_images.parent),
     )
 
@@ -98,9 +92,9 @@ def _read_pair(images_path: Path, labels_path: Path, num_classes: int) -> tuple[
     return images, labels
 
 
-def _locate(name: str, root: str | None, *, debian: bool) -> dict[str, Path]:
+def _locate(name: str, root: str | None, cache_dir: Path, *, fetch: bool, debian: bool) -> dict[str, Path]:
     """The four files, from the first place that has them all; `name` is torchvision's class and folder."""
-    home = (_CACHE if root is None else Path(root)).expanduser()
+    home = cache_dir if root is None else Path(root).expanduser()
     places = (home, home / name / "raw")  # as the files come, and as torchvision lays them out
     for place in places:
         if paths := _find(place):
@@ -109,15 +103,12 @@ def _locate(name: str, root: str | None, *, debian: bool) -> dict[str, Path]:
         log.warning("dataset.root=%s lacks files of %s (%s): looking elsewhere", root, name, ", ".join(_FILES))
     if debian and (paths := _find(_DEBIAN)):
         return paths
-    try:
-        _download(name, home)
-    except (OSError, RuntimeError, HTTPException) as error:
-        raise DataError(
-            f"{name} was found nowhere; any of these would do: dataset.root=FOLDER with {', '.join(_FILES)}, plain or "
-            f".gz; {'apt install dataset-fashion-mnist; ' if debian else ''}or a download into {home}, which failed "
-            f"now: {' '.join(str(error).split())}"
-        ) from error
-    return _find(places[-1])
+    cure = f"any of these would do: dataset.root=FOLDER with {', '.join(_FILES)}, plain or .gz;"
+    cure += " apt install dataset-fashion-mnist;" if debian else ""
+    from_torchvision(name, places[-1], f"{name}/raw", fetch=fetch, cure=cure)
+    if paths := _find(places[-1]):
+        return paths
+    raise DataError(f"{places[-1]} lacks files of {name} ({', '.join(_FILES)}): remove it, and they are fetched")
 
 
 def _find(folder: Path) -> dict[str, Path]:
@@ -125,16 +116,3 @@ def _find(folder: Path) -> dict[str, Path]:
     # of both the plain one, which comes last: nothing to unpack
     found = {name: path for name in _FILES for path in (folder / f"{name}.gz", folder / name) if path.is_file()}
     return found if len(found) == len(_FILES) else {}
-
-
-def _download(name: str, home: Path) -> None:
-    """Fetch the files into home/name/raw. Raises OSError, RuntimeError or HTTPException."""
-    from torchvision import datasets  # takes a second, and few runs need it
-
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # torchvision prints its progress; stdout is for results
-            getattr(datasets, name)(home, download=True)
-    finally:
-        socket.setdefaulttimeout(patience)

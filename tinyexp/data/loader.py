@@ -1,24 +1,36 @@
-"""From a source to batches of tensors, read in line or by loader processes. Which samples those are is plan.py's."""
+"""From a source to batches of tensors: read in line, ahead by a thread, or by loader processes.
+
+Which samples those are is plan.py's, and what is done to them transform.py's.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tinyexp.config import Config, LoaderConfig, TrainConfig
-from tinyexp.data.augment import augment
+from tinyexp.config import Config, LoaderConfig
+from tinyexp.data import mix
+from tinyexp.data.cores import cores_of_rank
+from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.plan import Batch, Plan
-from tinyexp.data.source import Source, check_channels, load_source
+from tinyexp.data.source import Source, check_channels
+from tinyexp.data.statistics import normalisation
+from tinyexp.data.store import load_source
+from tinyexp.data.transform import Transform
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError, DataError
 
+T = TypeVar("T")
 Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
 Arrays = tuple[Tensor, Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,), sample numbers (N,)
 
@@ -26,20 +38,27 @@ Arrays = tuple[Tensor, Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,)
 class Data:
     """A data set as a run sees it: what it is, and its batches. A context: at its end the loader processes are gone."""
 
-    def __init__(self, source: Source, loader: LoaderConfig, train: TrainConfig, dist: Dist) -> None:
+    def __init__(self, source: Source, config: Config, dist: Dist) -> None:
+        loader, train = config.loader, config.train
         check_channels(source, loader)
-        self.classes = source.classes
-        self.image_shape = source.image_shape  # (C, H, W)
-        self.mean, self.std = loader.mean, loader.std
+        self.classes, self.names = source.classes, source.names or source.classes
+        self.image_shape = (source.channels, loader.image_size, loader.image_size)
+        self.mean, self.std = normalisation(source, loader)
+        self.skipped = source.skipped
         self.fingerprint = source.fingerprint
         self.num_train, self.num_val = len(source.train.labels), len(source.val.labels)
         self._plan = Plan(train, dist, self.num_train, self.num_val)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_scored = self._plan.num_scored
         self.val_batches = self._plan.val_batches
-        self._fetcher = _Fetcher(source, self._plan, train.seed, loader)
+        transform = Transform(loader, self.mean, train.seed)
+        self._fetcher = _Fetcher(source, self._plan, transform, loader, train.seed)
         self._keys = _Keys()
-        self._loader = _worker_loader(self._fetcher, self._keys, loader, pin=dist.device.type == "cuda")
+        workers = _workers(loader, source, transform)
+        pin = dist.device.type == "cuda"
+        self._loader = _worker_loader(self._fetcher, self._keys, workers, loader.start_method, pin) if workers else None
+        # a thread that draws from torch's generator would disturb the step's dropout
+        self._ahead = dist.device.type != "cpu" and not transform.image_by_image
 
     def __enter__(self) -> Data:
         return self
@@ -74,12 +93,14 @@ class Data:
             "image_shape": list(self.image_shape),
             "mean": list(self.mean),
             "std": list(self.std),
+            "names": list(self.names),
             "fingerprint": self.fingerprint,
         }
 
     def check_same(self, described: dict[str, Any]) -> None:
         """Raises ConfigError when a checkpoint's data is not this data."""
         mine = self.describe()
+        del mine["names"]  # what people call the classes is no matter
         if differ := [key for key, value in mine.items() if described.get(key) != value]:
             was, now = (str(values.get(differ[0]))[:200] for values in (described, mine))
             raise ConfigError(
@@ -89,15 +110,17 @@ class Data:
 
     def summary(self) -> str:
         shape = "x".join(map(str, self.image_shape))
+        skipped = f", {self.skipped:,} left out that cannot be decoded" if self.skipped else ""
         return (
             f"{self.num_train:,} train and {self.num_scored:,} val images of {shape} in {len(self.classes)} classes, "
-            f"{self.steps_per_epoch:,} steps an epoch"
+            f"{self.steps_per_epoch:,} steps an epoch{skipped}"
         )
 
     def _fetch(self, keys: list[Key]) -> Iterator[Arrays]:
         self._keys.keys = keys
         if self._loader is None:
-            yield from map(self._fetcher.__getitem__, keys)
+            arrays = map(self._fetcher.__getitem__, keys)
+            yield from ahead(arrays) if self._ahead else arrays
             return
         for arrays in self._loader:
             if isinstance(arrays, DataError):
@@ -111,28 +134,55 @@ def load_data(config: Config, dist: Dist) -> Data:
     Raises:
         ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
     """
-    return Data(load_source(config), config.loader, config.train, dist)
+    return Data(load_source(config), config, dist)
 
 
 class _Fetcher(Dataset[Arrays]):
     """(epoch, step) -> this rank's images, labels and sample numbers; the same in line and in a loader process."""
 
-    def __init__(self, source: Source, plan: Plan, seed: int, loader: LoaderConfig) -> None:
-        self._source, self._plan, self._seed, self._loader = source, plan, seed, loader
+    def __init__(self, source: Source, plan: Plan, transform: Transform, loader: LoaderConfig, seed: int) -> None:
+        self._train, self._val, self._num_classes = source.train, source.val, len(source.classes)
+        self._plan, self._transform, self._augment, self._seed = plan, transform, loader.augment, seed
 
     def __getitem__(self, key: Key) -> Arrays:
         epoch, step = key
-        split = self._source.val if epoch < 0 else self._source.train
-        index = self._plan.val_index(step) if epoch < 0 else self._plan.my_index(epoch, step)
-        images = split.fetch(index)
-        if epoch >= 0 and (self._loader.crop_padding or self._loader.flip):
-            padding, flip = self._loader.crop_padding, self._loader.flip
-            images = augment(images, index, seed=self._seed, epoch=epoch, crop_padding=padding, flip=flip)
-        return (
-            torch.from_numpy(np.ascontiguousarray(images)),
-            torch.from_numpy(split.labels[index]),
-            torch.from_numpy(index),
+        if epoch < 0:
+            index = self._plan.val_index(step)
+            return _tensors(self._transform.val(self._val.fetch(index)), self._val.labels[index], index)
+        begin, end = self._plan.my_span(epoch, step)
+        order = self._plan.step_index(epoch, step)
+        if not mix.wanted(self._augment):
+            index = order[begin:end]
+            return _tensors(self._fetch(index, epoch), self._train.labels[index], index)
+        first, last = mix.with_partners(begin, end, len(order))
+        index = order[first:last]
+        images, labels = mix.mix(
+            self._fetch(index, epoch),
+            self._train.labels[index],
+            self._num_classes,
+            self._augment,
+            key=(self._seed, epoch, step),
         )
+        mine = slice(begin - first, end - first)
+        return _tensors(images[mine], labels[mine], index[mine])
+
+    def _fetch(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
+        return self._transform.train(self._train.fetch(index), index, epoch)
+
+
+def _tensors(images: NDArray[np.uint8], labels: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
+    """Images (n, H, W, C) -> (n, C, H, W), in memory as they were."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(index)
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made by a thread up to `depth` of them before they are asked for."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+        waiting: deque[Future[T]] = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item
 
 
 class _InWorker(Dataset[Arrays | DataError]):
@@ -161,16 +211,23 @@ class _Keys(Sampler[Key]):
         return len(self.keys)
 
 
-def _worker_loader(fetcher: _Fetcher, keys: _Keys, loader: LoaderConfig, pin: bool) -> DataLoader[Any] | None:
-    """Loader processes, or None where the data is read in line (a DataLoader would only cost time there)."""
-    if not loader.workers:
-        return None
+def _workers(loader: LoaderConfig, source: Source, transform: Transform) -> int:
+    """The number of loader processes: under auto, none where a batch is a copy of what is decoded already."""
+    if loader.workers != "auto":
+        return loader.workers
+    slow = isinstance(source.train, FileSplit) or transform.image_by_image
+    return cores_of_rank() if slow else 0
+
+
+def _worker_loader(
+    fetcher: _Fetcher, keys: _Keys, workers: int, start_method: str | None, pin: bool
+) -> DataLoader[Any]:
     return DataLoader(
         _InWorker(fetcher),
         sampler=keys,
         batch_size=None,
-        num_workers=loader.workers,
-        multiprocessing_context=loader.start_method,
+        num_workers=workers,
+        multiprocessing_context=start_method,
         worker_init_fn=_begin_worker,
         persistent_workers=True,
         pin_memory=pin,

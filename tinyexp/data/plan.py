@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # how many steps there are can be asked without torch
 class Batch:
     """Some samples of a phase: one micro-batch of an optimizer step, or a batch of val."""
 
-    images: Tensor  # (N, C, H, W) uint8, on the CPU
+    images: Tensor  # (N, C, H, W) uint8, on the CPU; in memory (N, H, W, C)
     labels: Tensor  # (N,) int64, or (N, classes) float where they are soft
     index: Tensor  # (N,) int64: the samples' numbers in their split
     slot: int  # the place of this micro-batch in its optimizer step, over all ranks
@@ -68,11 +68,10 @@ class Plan:
         begin, end = self._span(step)
         return self._order[1][begin:end]
 
-    def my_index(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """This rank's samples of an optimizer step, its micro-batches one after the other."""
-        index = self.step_index(epoch, step)
-        bounds = self._bounds(len(index))
-        return index[bounds[0] : bounds[-1]]
+    def my_span(self, epoch: int, step: int) -> tuple[int, int]:
+        """Where this rank's samples begin and end in an optimizer step's, its micro-batches one after the other."""
+        bounds = self._bounds(len(self.step_index(epoch, step)))
+        return bounds[0], bounds[-1]
 
     def micro_batches(self, step: int, images: Tensor, labels: Tensor, index: Tensor) -> list[Batch]:
         """Cut this rank's share of a step into its micro-batches.

@@ -1,4 +1,4 @@
-"""Resizing whole arrays of images that are held in memory; files are resized by Pillow as they are decoded."""
+"""Tiny images that are enlarged once and held in memory; what is larger is resized as it is fetched (geometry.py)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyexp.errors import DataError
-
-_CHUNK = 4096  # images at a time: 60,000 as float32 at once would take four times the memory of the data set
-
 
 @dataclass(frozen=True, eq=False)
 class ResizedSplit:
-    """Samples that are held in memory, images (N, C, h, w) and labels (N,), fetched as (n, C, size, size).
+    """Samples that are held in memory, images (N, h, w, C) and labels (N,), fetched as (n, size, size, C).
 
     All are resized at the first fetch: who asks for no image waits for none.
     """
@@ -23,10 +19,6 @@ class ResizedSplit:
     raw: NDArray[np.uint8]
     labels: NDArray[np.int64]
     size: int
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise DataError(f"dataset.image_size must be at least 1 px, got {self.size}")
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
@@ -37,14 +29,11 @@ class ResizedSplit:
 
 
 def resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """(N, C, H, W) -> (N, C, size, size), bilinear, antialiased where it shrinks."""
-    if images.shape[2:] == (size, size):
+    """(N, H, W, C) -> (N, size, size, C), bilinear, antialiased where it shrinks."""
+    if images.shape[1:3] == (size, size):
         return images
     import torch  # the one step of making a data set that needs it
 
-    resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
-    for start in range(0, len(images), _CHUNK):
-        chunk = torch.from_numpy(images[start : start + _CHUNK].astype(np.float32))
-        chunk = torch.nn.functional.interpolate(chunk, (size, size), mode="bilinear", antialias=True)
-        resized[start : start + _CHUNK] = chunk.round().numpy()
-    return resized
+    chunk = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32))
+    resized = torch.nn.functional.interpolate(chunk, (size, size), mode="bilinear", antialias=True)
+    return np.ascontiguousarray(resized.round().to(torch.uint8).numpy().transpose(0, 2, 3, 1))

@@ -1,4 +1,4 @@
-"""What a data set is: classes, an image shape, and two splits that fetch uint8 images by number.
+"""What a data set is: classes, and two splits that fetch uint8 images by number.
 
 Nothing here reads a file, and nothing augments or batches: each data set has its own module, the loader has another.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,11 @@ from tinyexp.config import Config, LoaderConfig
 from tinyexp.errors import ConfigError, DataError
 from tinyexp.targets import build
 
+OFFERED = ("image_size", "cache_dir", "fetch")  # what a data set's signature may ask of the config
+
+# (n, H, W, C), or where images differ in size one (H, W, C) each; 0..255
+Images = NDArray[np.uint8] | list[NDArray[np.uint8]]
+
 
 class Split(Protocol):
     """One phase's samples. It must pickle, so that loader workers started by spawn can take it."""
@@ -25,13 +31,13 @@ class Split(Protocol):
     def labels(self) -> NDArray[np.int64]:
         """Class numbers, (N,)."""
 
-    def fetch(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Sample numbers (n,) -> images (n, C, H, W), 0..255."""
+    def fetch(self, index: NDArray[np.int64]) -> Images:
+        """Sample numbers (n,) -> their images; not to be written to."""
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySplit:
-    """Samples that are held in memory: images (N, C, H, W), labels (N,)."""
+    """Samples that are held in memory: images (N, H, W, C), labels (N,)."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -44,21 +50,24 @@ class ArraySplit:
 class Source:
     """A data set; `fingerprint` is hex and follows from its content, so that a copy elsewhere has the same.
 
-    Raises DataError for fewer than 2 classes, empty images or splits, and a label that is no class.
+    Raises DataError for fewer than 2 classes, images of no channel, empty splits, and a label that is no class.
     """
 
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (C, H, W)
+    classes: tuple[str, ...]  # what tells a class: its folder's name, its WordNet id
+    channels: int
     train: Split
     val: Split
     fingerprint: str
     origin: str = ""  # where its files are
+    names: tuple[str, ...] = ()  # what people call the classes; empty: as `classes`
+    listing: Any = None  # of image files: listing.py's, for `prepare --verify`
+    skipped: int = 0  # images that could not be decoded and were left out
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise DataError(f"a data set needs at least 2 classes, got {list(self.classes)}")
-        if min(self.image_shape) < 1:
-            raise DataError(f"images need at least 1 px and 1 channel, got image_shape={self.image_shape} (C, H, W)")
+        if self.channels < 1:
+            raise DataError(f"images need at least 1 channel, got {self.channels}")
         for phase, labels in (("train", self.train.labels), ("val", self.val.labels)):
             if len(labels) == 0:
                 raise DataError(f"the {phase} split needs at least one sample, got none")
@@ -69,24 +78,31 @@ class Source:
                 )
 
 
-def load_source(config: Config) -> Source:
-    """The data set that the config names.
+def list_source(config: Config, *, fetch: bool) -> Source:
+    """The data set that the config names, its image files not opened yet.
+
+    Args:
+        fetch: whether it may be downloaded or unpacked where it is not there yet.
 
     Raises:
         ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
+        NotFetchedError: it would have to be fetched.
     """
-    source = build(config.dataset, config.trust)
+    loader = config.loader
+    values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch)
+    source = build(config.dataset, config.trust, **dict(zip(OFFERED, values, strict=True)))
     if not isinstance(source, Source):
         raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
-    check_channels(source, config.loader)
+    check_channels(source, loader)
     return source
 
 
 def check_channels(source: Source, loader: LoaderConfig) -> None:
     """Raises ConfigError where the normalisation is for another number of channels."""
-    channels = source.image_shape[0]
-    if len(loader.mean) != channels:
-        raise ConfigError(f"dataset.mean and dataset.std need {channels} numbers, one a channel, got {loader.mean}")
+    if len(loader.mean) != source.channels and loader.normalize == "given":
+        raise ConfigError(
+            f"dataset.mean and dataset.std need {source.channels} numbers, one a channel, got {loader.mean}"
+        )
 
 
 def fingerprint(*parts: NDArray[np.uint8] | str | int) -> str:

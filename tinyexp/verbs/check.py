@@ -22,8 +22,8 @@ from tinyexp.compose import compose_run
 from tinyexp.config import SLOTS, Config
 from tinyexp.console import config_tree
 from tinyexp.data.plan import count_steps
-from tinyexp.data.source import Source, load_source
-from tinyexp.errors import ConfigError, TinyexpError
+from tinyexp.data.source import Source, list_source
+from tinyexp.errors import ConfigError, NotFetchedError, TinyexpError
 from tinyexp.facts import Facts
 from tinyexp.files import write_json
 from tinyexp.log import make_console
@@ -42,32 +42,51 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
     config = compose_run(overrides)
     if config.run.dir and Path(config.run.dir).exists() and config.resume is None:
         raise ConfigError(f"run.dir={config.run.dir} is there already: give resume={config.run.dir}, or another one")
-    source = load_source(config)
-    steps = count_steps(config.train, len(source.train.labels))
-    steps = min(steps, config.train.limit_batches or steps)
-    shape = "x".join(map(str, source.image_shape))
-    facts = _facts(config, source)
-    memory = facts.memory
-    told = {
-        "data": f"{len(source.train.labels):,} train and {len(source.val.labels):,} val images of {shape} "
-        f"in {len(source.classes)} classes",
-        "files": source.origin or "not told by the data set",
-        "steps": f"{steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs",
-        "network": f"{facts.network}, {facts.parameters:,} parameters, {facts.precision} on {facts.device}",
-        "memory": f"about {_megabytes(sum(memory.values()))} beside Python, torch and the data: "
-        + ", ".join(f"{name} {_megabytes(size)}" for name, size in memory.items()),
-        "directory": config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID",
-    }
+    try:
+        source: Source | None = list_source(config, fetch=False)
+    except NotFetchedError as error:
+        source, told = None, {"data": str(error)}
+    facts = None
+    if source:
+        facts = _facts(config, source)
+        told = _tell_data(config, source) | _tell_network(facts)
+    told["directory"] = config.run.dir or f"{config.run.root}/DATE_TIME_{config.run.name}_ID"
+    left_out = facts.left_out if facts else ()
     own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
     for slot in SLOTS:
-        own[slot] = {key: value for key, value in own[slot].items() if f"{slot}.{key}" not in facts.left_out}
+        own[slot] = {key: value for key, value in own[slot].items() if f"{slot}.{key}" not in left_out}
     tree = config_tree("this would run", own)
     console = make_console()
     console.print(tree)
     for name, text in told.items():
         console.print(f"[cyan]{name:<10}[/] {escape(text)}", soft_wrap=True)
-    for key in facts.left_out:
+    for key in left_out:
         console.print(f"{key} is left out: its class does not take it")
+
+
+def _tell_data(config: Config, source: Source) -> dict[str, str]:
+    num_train = len(source.train.labels)
+    steps = count_steps(config.train, num_train)
+    steps = min(steps, config.train.limit_batches or steps)
+    return {
+        "data": f"{num_train:,} train and {len(source.val.labels):,} val images of "
+        f"{'x'.join(map(str, _shape(config, source)))} in {len(source.classes)} classes",
+        "files": source.origin or "not told by the data set",
+        "steps": f"{steps:,} an epoch, {steps * config.train.epochs:,} in {config.train.epochs} epochs",
+    }
+
+
+def _tell_network(facts: Facts) -> dict[str, str]:
+    memory = facts.memory
+    return {
+        "network": f"{facts.network}, {facts.parameters:,} parameters, {facts.precision} on {facts.device}",
+        "memory": f"about {_megabytes(sum(memory.values()))} beside Python, torch and the data: "
+        + ", ".join(f"{name} {_megabytes(size)}" for name, size in memory.items()),
+    }
+
+
+def _shape(config: Config, source: Source) -> tuple[int, int, int]:
+    return source.channels, config.loader.image_size, config.loader.image_size
 
 
 def _facts(config: Config, source: Source) -> Facts:
@@ -79,7 +98,7 @@ def _facts(config: Config, source: Source) -> Facts:
             return Facts(**kept[key])
     from tinyexp.probe import find_facts
 
-    facts = find_facts(config, len(source.classes), source.image_shape)
+    facts = find_facts(config, len(source.classes), _shape(config, source))
     if all(getattr(config, slot).target.startswith(_OURS) for slot in SLOTS):
         with contextlib.suppress(OSError, TinyexpError):  # a home that cannot be written costs the next check its time
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +121,7 @@ def _key(config: Config, source: Source) -> str:
     versions = [metadata.version(name) for name in ("torch", "torchvision")]
     machine = [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")]
     own = {key: value for key, value in config.plain.items() if key not in ("run", "log", "ckpt", "sweep")}
-    text = json.dumps([own, len(source.classes), source.image_shape, code, versions, machine])
+    text = json.dumps([own, len(source.classes), source.channels, code, versions, machine])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

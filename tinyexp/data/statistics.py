@@ -1,0 +1,50 @@
+"""Mean and standard deviation of a data set's colours, for its normalisation."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyexp.cached import cached
+from tinyexp.config import LoaderConfig
+from tinyexp.data.source import Source, Split
+
+_MOST = 10_000  # images looked at, spread evenly: the third digit no longer moves
+_CHUNK = 256
+
+log = logging.getLogger(__name__)
+
+
+def normalisation(source: Source, loader: LoaderConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std), fractions of 255, one a channel: those given, or under dataset.normalize=auto the train images'."""
+    if loader.normalize == "given":
+        return loader.mean, loader.std
+    folder = Path(loader.cache_dir).expanduser() / "statistics"
+    compute = cached(key=["fingerprint", "channels", "most"], ignore=["split"], folder=folder)(_compute)
+    mean, std = compute(source.train, source.fingerprint, source.channels, _MOST)
+    log.info("dataset.normalize=auto: mean %s, std %s", *(", ".join(f"{x:.4f}" for x in each) for each in (mean, std)))
+    return mean, std
+
+
+def _compute(split: Split, fingerprint: str, channels: int, most: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact, from counts of each value 0..255."""
+    total = len(split.labels)
+    index = np.arange(min(total, most)) * total // min(total, most)
+    counts = np.zeros((channels, 256), np.int64)
+    for first in range(0, len(index), _CHUNK):
+        images = split.fetch(index[first : first + _CHUNK])
+        for pixels in [images] if isinstance(images, np.ndarray) else images:
+            counts += _count(pixels.reshape(-1, channels))
+    values = np.arange(256) / 255
+    share = counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
+    return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+
+
+def _count(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(n, C) -> (C, 256): how often each value comes."""
+    return np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
