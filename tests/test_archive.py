@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tinyexp.data import archive as subject
+from tinyexp.data import packed
 from tinyexp.data.archive import members, sha256, unpack
 from tinyexp.errors import DataError, ResourceError
 
@@ -396,13 +397,13 @@ def test_too_many_entries_are_refused(kind: str, tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar.bz2", "tar.xz"])
 def test_zeros_in_many_members_are_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "RATIO_FREE_WHOLE", 10_000_000)
+    monkeypatch.setattr(packed, "RATIO_FREE_WHOLE", 10_000_000)
     path = pack(tmp_path / "x", kind, {f"m{number}": bytes(6_000_000) for number in range(2)})
     refused(path, "more than 200 times")
 
 
 def test_zeros_behind_the_end_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject, "RATIO_FREE_WHOLE", 1_000_000)
+    monkeypatch.setattr(packed, "RATIO_FREE_WHOLE", 1_000_000)
     path = pack(tmp_path / "x", "tar", TREE)
     path.write_bytes(gzip.compress(path.read_bytes() + bytes(5_000_000)))
     refused(path, "it unpacks to more than 200 times its size")
@@ -498,7 +499,7 @@ def test_broken_head_amid_a_tar_is_not_its_end(tmp_path: Path) -> None:
 
 
 def test_tar_is_read_forward_alone(tmp_path: Path) -> None:
-    with subject._Forward(pack(tmp_path / "x", "tar.gz", TREE)) as stream:
+    with packed.Forward(pack(tmp_path / "x", "tar.gz", TREE)) as stream:
         assert stream.seek(1000) == stream.tell() == 1000
         with pytest.raises(ValueError, match="must not begin before"):
             stream.seek(999)

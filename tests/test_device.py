@@ -108,16 +108,40 @@ def test_seed_all_is_what_dropout_draws_from() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("pixels", [SMALL, LARGE])
-def test_normalizer_is_the_plain_formula(channels: int, pixels: int) -> None:
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["N C H W", "N H W C"])
+@pytest.mark.parametrize("shape", [(5, 6, 7), (700, 14, 15), (3, 200, 190), (1, 1, 1), (2, 1, 9), (0, 6, 7)], ids=str)
+def test_normalizer_is_the_plain_formula(
+    channels: int, pixels: int, layout: torch.memory_format, shape: tuple[int, int, int]
+) -> None:
+    """However the images lie in memory: few, or more than the cache takes at once."""
     made = plan("cpu", "fp32", pixels, False)
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.1)[:channels]
-    images = torch.randint(0, 256, (5, channels, 6, 7), dtype=torch.uint8)
+    count, height, width = shape
+    images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8).to(memory_format=layout)
+    before = images.clone()
     normalized = Normalizer(mean, std, made)(images)
     formula = (images.double() / 255 - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
     assert normalized.dtype == torch.float32
     torch.testing.assert_close(normalized.double(), formula, rtol=1e-5, atol=1e-5)
-    layout = torch.channels_last if pixels == LARGE else torch.contiguous_format
-    assert normalized.is_contiguous(memory_format=layout)
+    assert torch.equal(images, before)
+    wanted = torch.channels_last if pixels == LARGE else torch.contiguous_format
+    assert normalized.is_contiguous(memory_format=wanted)
+
+
+@pytest.mark.parametrize("pixels", [SMALL, LARGE])
+def test_normalizer_goes_on_after_a_batch_of_another_size(pixels: int) -> None:
+    """The last batch of an epoch is smaller; val runs under inference_mode, and training goes on after it."""
+    normalize = Normalizer((0.5, 0.4), (0.5, 0.2), plan("cpu", "fp32", pixels, False))
+    for count, side in ((4, 3), (2, 3), (4, 3), (4, 5), (4, 3)):
+        images = torch.randint(0, 256, (count, 2, side, side), dtype=torch.uint8)
+        mean, std = torch.tensor([0.5, 0.4]).view(-1, 1, 1), torch.tensor([0.5, 0.2]).view(-1, 1, 1)
+        expected = (images.double() / 255 - mean) / std
+        with torch.inference_mode():
+            torch.testing.assert_close(normalize(images).double(), expected, rtol=1e-5, atol=1e-5)
+        weight = torch.ones(2, 1, 1, requires_grad=True)
+        (normalize(images) * weight).sum().backward()
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad.double(), expected.sum((0, 2, 3))[:, None, None], rtol=1e-4, atol=1e-3)
 
 
 def test_normalizer_keeps_its_buffer() -> None:

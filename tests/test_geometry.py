@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from distributions import kolmogorov_smirnov, ks_limit
 from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
@@ -33,18 +33,6 @@ def make_images(*sizes: tuple[int, int], channels: int = 3, seed: int = 0) -> li
         slope = np.linspace(0, 120, height)[:, None, None] + np.linspace(0, 80, width)[None, :, None]
         made.append((slope + random.integers(0, 56, (height, width, channels))).astype(np.uint8))
     return made
-
-
-def kolmogorov_smirnov(mine: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """The largest distance of two samples' distribution functions."""
-    points = np.concatenate([mine, theirs])
-    shares = (np.searchsorted(np.sort(each), points, side="right") / len(each) for each in (mine, theirs))
-    return float(np.abs(next(shares) - next(shares)).max())
-
-
-def limit(count: int, alarm: float = 1e-8) -> float:
-    """What two samples of `count` pass with this probability though they are of one distribution."""
-    return math.sqrt(-math.log(alarm / 2) / count)
 
 
 # boxes
@@ -94,7 +82,7 @@ def test_boxes_are_distributed_as_torchvisions(
 
     for name, values in look(mine).items():
         distance = kolmogorov_smirnov(values, look(theirs)[name])
-        assert distance < limit(DRAWN), name
+        assert distance < ks_limit(DRAWN), name
 
 
 @pytest.mark.parametrize(

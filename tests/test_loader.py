@@ -1,27 +1,40 @@
-"""Which samples, in which order and whose share; what is done to them; in line and in loader processes alike."""
+"""Which samples, in which order and whose share; the same batches in line, ahead, by processes and over ranks."""
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import ALONE, CPU, PLAIN, make_data, make_source
+from PIL import Image
 
 from tinyexp import seeds
-from tinyexp.data.augment import augment
-from tinyexp.data.loader import Data
+from tinyexp.config import Config
+from tinyexp.data import cores, loader
+from tinyexp.data.filesplit import FileSplit
+from tinyexp.data.folder import imagefolder
+from tinyexp.data.geometry import resize_and_centre
+from tinyexp.data.loader import Data, ahead
 from tinyexp.data.plan import Batch
 from tinyexp.data.source import Source
+from tinyexp.data.store import StoredSplit, decoded
 from tinyexp.dist import Dist
-from tinyexp.errors import ConfigError
+from tinyexp.errors import ConfigError, DataError
 
 SOURCE = make_source(num_train=37, num_val=11)
-# Python 3.12 and later warn of a fork beside threads, which torch has; a loader process uses none of them.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+META = torch.device("meta")  # stands for each that is not the CPU
+pytestmark = [
+    # Python 3.12 and later warn of a fork beside threads, which torch has; a loader process uses none of them.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*suggested max number of worker:UserWarning"),
+]
 
 
 def indices(data: Data, epoch: int, start: int = 0) -> list[list[int]]:
@@ -71,7 +84,7 @@ def test_batches_hold_the_samples_that_their_index_says() -> None:
     data = make_data(SOURCE, batch_size=5, eval_batch_size=4)
     for split, batches in ((SOURCE.train, [b for step in data.train(2) for b in step]), (SOURCE.val, list(data.val()))):
         for batch in batches:
-            assert np.array_equal(batch.images, split.fetch(batch.index.numpy()))
+            assert np.array_equal(batch.images.permute(0, 2, 3, 1), split.fetch(batch.index.numpy()))
             assert np.array_equal(batch.labels, split.labels[batch.index])
             assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
     assert [len(batch.index) for batch in data.val()] == [4, 4, 3]
@@ -153,7 +166,7 @@ def test_limit_batches_keeps_the_first_steps_and_a_sample_of_val() -> None:
 def test_mean_and_std_are_one_a_channel() -> None:
     loader = replace(PLAIN.loader, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
     with pytest.raises(ConfigError, match="need 1 numbers, one a channel, got"):
-        Data(SOURCE, loader, PLAIN.train, ALONE)
+        Data(SOURCE, replace(PLAIN, loader=loader), ALONE)
 
 
 @pytest.mark.parametrize(("key", "value"), [("classes", ["a", "b"]), ("fingerprint", "00"), ("mean", [0.5])])
@@ -164,50 +177,7 @@ def test_another_data_set_is_told_from_this_one(key: str, value: object) -> None
         data.check_same(data.describe() | {key: value})
 
 
-# augmentation
-
-
-def images(count: int, size: int = 9) -> np.ndarray:
-    return np.random.default_rng(0).integers(1, 256, (count, 2, size, size), dtype=np.uint8)
-
-
-@pytest.mark.parametrize(("padding", "flip"), [(0, True), (2, False), (3, True)])
-def test_a_sample_is_changed_alike_in_any_batch(padding: int, flip: bool) -> None:
-    index, pictures = np.arange(50), images(50)
-
-    def change(chosen: np.ndarray, epoch: int = 5, seed: int = 7) -> np.ndarray:
-        return augment(pictures[chosen], index[chosen], seed=seed, epoch=epoch, crop_padding=padding, flip=flip)
-
-    whole = change(index)
-    assert (whole.shape, whole.dtype) == (pictures.shape, np.uint8)
-    for chosen in (index[::-1], index[7:9], index[[3]], index[:0]):
-        assert np.array_equal(change(chosen), whole[chosen])
-    for other in (change(index, epoch=6), change(index, seed=8)):
-        assert not np.array_equal(other, whole)
-
-
-def test_flip_mirrors_half_of_the_images_and_leaves_the_others() -> None:
-    pictures = images(4000, size=3)
-    changed = augment(pictures, np.arange(4000), seed=0, epoch=0, crop_padding=0, flip=True)
-    same, mirrored = ((changed == expected).all((1, 2, 3)) for expected in (pictures, pictures[..., ::-1]))
-    assert (same | mirrored).all()
-    assert abs(mirrored.mean() - 0.5) < 0.03  # four deviations
-
-
-def test_crop_shifts_by_each_offset_alike_and_brings_in_black() -> None:
-    padding, size, count = 1, 5, 9000
-    picture = images(1, size)
-    changed = augment(np.repeat(picture, count, 0), np.arange(count), seed=0, epoch=0, crop_padding=padding, flip=False)
-    frame = np.zeros((2, size + 2, size + 2), np.uint8)
-    frame[:, 1:-1, 1:-1] = picture[0]
-    shares = {
-        (top, left): (changed == frame[:, top : top + size, left : left + size]).all((1, 2, 3)).mean()
-        for top in range(3)
-        for left in range(3)
-    }
-    assert sum(shares.values()) == pytest.approx(1)
-    assert all(abs(share - 1 / 9) < 0.015 for share in shares.values())
-    assert np.array_equal(frame[:, 1 : 1 + size, 1 : 1 + size], picture[0])  # no offset is the image itself
+# randomness
 
 
 def test_draws_are_uniform_and_independent() -> None:
@@ -234,20 +204,185 @@ def test_permutations_are_even() -> None:
     assert np.abs(places - 800).max() < 110  # four deviations
 
 
+# the same batches
+
+FLIPS = {"crop": "random_resized", "flip": 0.5, "erase": 0.5}
+MIXED = FLIPS | {"mixup": 0.4, "cutmix": 1.0}
+POLICY = MIXED | {"policy": "trivialaugment", "jitter": (0.3, 0.3, 0.3, 0.1)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 train and 5 val images each: `ragged` of 20 to 40 px, `uniform` of 24 px."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for kind in ("ragged", "uniform"):
+        for phase, count in (("train", 23), ("val", 5)):
+            for number in range(count):
+                size = random.integers(20, 41, 2) if kind == "ragged" else (24, 24)
+                path = folder / kind / phase / f"class{number % 3}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+class Maker:
+    """Makes data of the images in `folder`, and closes it."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._folder, self._root = folder, folder / kind
+
+    def configure(self, *, augment: dict[str, Any], accumulate: int = 1, **loader: Any) -> Config:
+        settings = replace(
+            PLAIN.loader,
+            **{"image_size": 12, "resize": 14, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.2, 0.2), "workers": 0} | loader,
+            cache_dir=str(self._folder / "cache"),
+            augment=replace(PLAIN.loader.augment, **augment),
+        )
+        train = replace(PLAIN.train, batch_size=5, accumulate=accumulate, eval_batch_size=2)
+        return replace(PLAIN, loader=settings, train=train)
+
+    def data(self, dist: Dist = ALONE, **changes: Any) -> Data:
+        config = self.configure(**changes)
+        source = imagefolder(root=str(self._root), cache_dir=self._folder / "cache")
+        source = decoded(source, config.loader)
+        assert isinstance(source.train, StoredSplit if config.loader.max_gb else FileSplit)
+        return Data(source, config, dist)
+
+    def steps(self, world: int = 1, **changes: Any) -> list[list[torch.Tensor]]:
+        """The global batches of some epochs, begun at their start and midway, and of val: images, labels, numbers."""
+        ranks = []
+        for rank in range(world):
+            with self.data(Dist(CPU, rank, world), **changes) as data:
+                made = [step for epoch, start in ((0, 0), (3, 0), (3, 2)) for step in data.train(epoch, start)]
+                ranks.append((made, list(data.val())))
+        joined = [
+            join([batch for share in shares for batch in share]) for shares in zip(*(r[0] for r in ranks), strict=True)
+        ]
+        val = join([batch for _, batches in ranks for batch in batches])
+        order = val[2].argsort()
+        return [*joined, [each[order] for each in val]]
+
+
+def join(batches: list[Batch]) -> list[torch.Tensor]:
+    return [torch.cat([getattr(batch, name) for batch in batches]) for name in ("images", "labels", "index")]
+
+
+def assert_same(mine: list[list[torch.Tensor]], theirs: list[list[torch.Tensor]]) -> None:
+    assert len(mine) == len(theirs)
+    for step, other in zip(mine, theirs, strict=True):
+        assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(step, other, strict=True))
+
+
+@functools.cache
+def reference(folder: Path, kind: str, *, policy: bool) -> list[list[torch.Tensor]]:
+    """Decoded once, read in line by one process."""
+    return Maker(folder, kind).steps(augment=POLICY if policy else MIXED)
+
+
+@pytest.mark.parametrize("kind", ["ragged", "uniform"])
+def test_what_they_are_compared_with(folder: Path, kind: str) -> None:
+    """It holds what it should: each epoch another one, its tail, mixed labels, and val as it is."""
+    whole = reference(folder, kind, policy=False)
+    assert [len(step[0]) for step in whole] == [5, 5, 5, 5, 3] * 2 + [5, 5, 3] + [5]
+    assert_same(whole[7:10], whole[10:13])
+    assert whole[0][0].shape == (5, 3, 12, 12)
+    assert whole[0][1].dtype == torch.float32
+    assert all(torch.allclose(step[1].sum(1), torch.ones(())) for step in whole[:-1])
+    assert any((step[1] > 0).sum() > len(step[1]) for step in whole[:-1])
+    assert not torch.equal(whole[0][0], whole[5][0])
+    assert whole[-1][1].tolist() == [0, 0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["ragged", "uniform"])
+@pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["store", "stream"])
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_and_accumulation_change_nothing(folder: Path, kind: str, max_gb: float, world: int) -> None:
+    for accumulate in (1, 2):
+        made = Maker(folder, kind).steps(world, augment=MIXED, max_gb=max_gb, accumulate=accumulate)
+        assert_same(made, reference(folder, kind, policy=False))
+
+
+@pytest.mark.parametrize(
+    ("workers", "world", "max_gb"),
+    [(1, 1, 1.0), (1, 1, 0.0), (3, 1, 0.0), pytest.param(3, 2, 1.0, marks=pytest.mark.slow), (1, 3, 0.0)],
+)
+def test_loader_processes_change_nothing(folder: Path, workers: int, world: int, max_gb: float) -> None:
+    changes: dict[str, Any] = {"max_gb": max_gb, "workers": workers, "start_method": "fork", "accumulate": world}
+    made = Maker(folder, "ragged").steps(world, augment=MIXED, **changes)
+    assert_same(made, reference(folder, "ragged", policy=False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["store", "stream"])
+def test_policies_change_nothing_either(folder: Path, workers: int, max_gb: float) -> None:
+    made = Maker(folder, "ragged").steps(2, augment=POLICY, max_gb=max_gb, workers=workers, start_method="fork")
+    assert_same(made, reference(folder, "ragged", policy=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_gb", [1.0, 0.0], ids=["store", "stream"])
+def test_spawned_processes_change_nothing(folder: Path, max_gb: float) -> None:
+    made = Maker(folder, "uniform").steps(augment=POLICY, max_gb=max_gb, workers=1, start_method="spawn")
+    assert_same(made, reference(folder, "uniform", policy=True))
+
+
+def test_val_is_resized_and_no_more(folder: Path) -> None:
+    with Maker(folder, "ragged").data(augment=POLICY) as data:
+        files = imagefolder(root=str(folder / "ragged"), cache_dir=folder / "cache").val
+        assert isinstance(files, FileSplit)
+        files = replace(files, short_side=24)
+        for batch in data.val():
+            expected = resize_and_centre(files.fetch(batch.index.numpy()), 14, 12, 3)
+            assert np.array_equal(batch.images.permute(0, 2, 3, 1), expected)
+            assert batch.labels.dtype == torch.int64
+
+
+# small data sets
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "world"),
+    [(3, 8, 4), (1, 8, 3), (2, 100, 3), (9, 4, 2), (10, 4, 3), (5, 1, 2), (7, 3, 1), (13, 6, 4)],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_few_samples_are_shared_and_mixed_as_by_one(count: int, batch_size: int, world: int, accumulate: int) -> None:
+    source = make_source(num_train=count)
+    augment = replace(PLAIN.loader.augment, mixup=0.5, cutmix=0.5, crop="pad", padding=1)
+    settings = replace(PLAIN.loader, workers=0, image_size=4, augment=augment)
+    accumulate = min(accumulate, batch_size)
+
+    def steps(dist: Dist, accumulate: int) -> list[list[Batch]]:
+        train = replace(PLAIN.train, batch_size=batch_size, accumulate=accumulate)
+        return list(Data(source, replace(PLAIN, loader=settings, train=train), dist).train(0))
+
+    alone = [join(step) for step in steps(ALONE, 1)]
+    ranks = [steps(Dist(CPU, rank, world), accumulate) for rank in range(world)]
+    assert sorted(int(number) for step in alone for number in step[2]) == list(range(count))
+    for shares, whole in zip(zip(*ranks, strict=True), alone, strict=True):
+        batches = [batch for share in shares for batch in share]
+        assert all(batch.labels.shape == (len(batch.index), 3) for batch in batches)
+        assert all(batch.images.shape == (len(batch.index), 1, 4, 4) for batch in batches)
+        assert all(share for share in shares)
+        assert_same([join(batches)], [whole])
+        assert torch.allclose(whole[1].sum(1), torch.ones(()))
+
+
 # loader processes
 
 
-@contextmanager
-def make_augmented(source: Source, **loader: object) -> Iterator[Data]:
-    settings = replace(PLAIN.loader, crop_padding=1, flip=True, **loader)
-    with Data(source, settings, replace(PLAIN.train, batch_size=5, accumulate=2, eval_batch_size=4), ALONE) as data:
-        yield data
+def make_augmented(*, dist: Dist = ALONE, changes: dict[str, Any] | None = None, **settings: Any) -> Data:
+    given = {"crop": "pad", "padding": 1, "flip": 0.5} if changes is None else changes
+    augment = replace(PLAIN.loader.augment, **given)
+    settings = {"workers": 0, "image_size": 4, "augment": augment} | settings
+    train = replace(PLAIN.train, batch_size=5, accumulate=2, eval_batch_size=4)
+    return Data(SOURCE, replace(PLAIN, loader=replace(PLAIN.loader, **settings), train=train), dist)
 
 
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_loader_processes_give_what_is_read_in_line(start_method: str) -> None:
     """Over several phases, one begun in its middle, and one left before its end."""
-    with make_augmented(SOURCE) as line, make_augmented(SOURCE, workers=2, start_method=start_method) as workers:
+    with make_augmented() as line, make_augmented(workers=2, start_method=start_method) as workers:
         next(workers.train(0))
         for epoch, start in ((0, 0), (0, 3), (1, 0)):
             for mine, theirs in zip(workers.train(epoch, start), line.train(epoch, start), strict=True):
@@ -257,15 +392,148 @@ def test_loader_processes_give_what_is_read_in_line(start_method: str) -> None:
 
 
 def test_val_is_not_augmented() -> None:
-    with make_augmented(SOURCE) as data:
+    with make_augmented(changes={"crop": "pad", "flip": 1.0, "erase": 1.0, "mixup": 1.0}) as data:
         for batch in data.val():
-            assert np.array_equal(batch.images, SOURCE.val.fetch(batch.index.numpy()))
+            assert np.array_equal(batch.images.permute(0, 2, 3, 1), SOURCE.val.fetch(batch.index.numpy()))
+            assert np.array_equal(batch.labels, SOURCE.val.labels[batch.index])
 
 
 def test_reading_leaves_torchs_generator_alone() -> None:
     """Or dropout would depend on where a run was cut."""
-    with make_augmented(SOURCE, workers=1, start_method="fork") as data:
-        before = torch.random.get_rng_state()
-        list(data.train(0))
-        list(data.val())
-        assert torch.equal(torch.random.get_rng_state(), before)
+    for given in ({"workers": 1, "start_method": "fork"}, {"workers": 0}, {"workers": 0, "dist": Dist(META)}):
+        with make_augmented(**given) as data:
+            before = torch.random.get_rng_state()
+            list(data.train(0))
+            list(data.val())
+            assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("given", [{"workers": 0}, {"workers": 1, "start_method": "fork"}, {"dist": "meta"}], ids=str)
+def test_a_file_that_cannot_be_decoded_is_told_where_it_is_met(folder: Path, tmp_path: Path, given: Any) -> None:
+    paths = [str(path) for path in sorted((folder / "uniform/train").rglob("*.png"))]
+    paths[4] = str(tmp_path / "gone.png")
+    split = FileSplit(tuple(paths), np.arange(23) % 3, "")
+    source = Source(classes=("a", "b", "c"), channels=3, train=split, val=split, fingerprint="")
+    dist = Dist(META) if given.pop("dist", None) else ALONE
+    data = Data(source, Maker(folder, "uniform").configure(augment={}, **given), dist)
+    met = next(step for step in range(5) if 4 in data.sample_ids(0, step))
+    with data:
+        steps = data.train(0)
+        for _ in range(met):
+            next(steps)
+        with pytest.raises(DataError, match=r"gone\.png cannot be decoded: No such file"):
+            next(steps)
+
+
+# the number of processes
+
+
+def test_auto_starts_processes_where_images_are_made_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "cores_of_rank", lambda: 3)
+
+    def count(data: Data) -> int:
+        with data:
+            return 0 if data._loader is None else data._loader.num_workers
+
+    make = Maker(folder, "ragged").data
+    assert count(make_augmented(workers="auto")) == 0
+    assert count(make(augment=MIXED, workers="auto")) == 0
+    assert count(make(augment=MIXED, workers="auto", max_gb=0.0)) == 3
+    assert count(make(augment={"policy": "randaugment"}, workers="auto")) == 3
+    assert count(make_augmented(changes={"jitter": (0.1, 0.0, 0.0, 0.0)}, workers="auto")) == 3
+    assert count(make(augment=POLICY, workers=0, max_gb=0.0)) == 0
+    assert count(make(augment={}, workers=2)) == 2
+
+
+def test_ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(cores, "available_cores", lambda: 8)
+    assert cores.cores_of_rank() == 8
+    for ranks, expected in (("1", 8), ("3", 2), ("8", 1), ("20", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert cores.cores_of_rank() == expected
+
+
+# ahead
+
+
+class Items:
+    """0, 1, 2, ...; an error in place of `fails`."""
+
+    def __init__(self, count: int, fails: int = -1) -> None:
+        self.made, self.threads = 0, set[str]()
+        self._count, self._fails = count, fails
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self._count):
+            self.threads.add(threading.current_thread().name)
+            self.made += 1
+            if number == self._fails:
+                raise DataError("this one")
+            yield number
+
+
+def batch_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+def test_ahead_gives_the_same_in_order(count: int) -> None:
+    items = Items(count)
+    assert list(ahead(iter(items))) == list(range(count))
+    assert items.threads <= {"batches_0"}
+    assert not batch_threads()
+
+
+def test_ahead_is_at_most_so_far_ahead() -> None:
+    items = Items(50)
+    made = ahead(iter(items), depth=2)
+    assert items.made == 0
+    for number in range(20):
+        assert next(made) == number
+        assert items.made <= number + 3
+    made.close()
+
+
+@pytest.mark.parametrize("fails", [0, 1, 7])
+def test_ahead_passes_an_error_at_its_place(fails: int) -> None:
+    made = ahead(iter(Items(9, fails)))
+    assert [next(made) for _ in range(fails)] == list(range(fails))
+    with pytest.raises(DataError, match="this one"):
+        next(made)
+    assert not batch_threads()
+
+
+def test_ahead_stops_with_who_asks() -> None:
+    items = Items(50)
+    made = ahead(iter(items))
+    next(made)
+    made.close()
+    assert items.made <= 3
+    assert not batch_threads()
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "expected"),
+    [(CPU, {}, 0), (META, {}, 1), (META, MIXED, 1), (META, {"policy": "randaugment"}, 0)],
+    ids=["cpu", "other", "mixed", "policy"],
+)
+def test_batches_are_made_ahead_where_the_cpu_is_free(
+    device: torch.device, changes: dict[str, Any], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beside a step that draws from the generator that a policy seeds."""
+    used = []
+
+    def watched(items: Iterator[Any]) -> Iterator[Any]:
+        used.append(items)
+        return ahead(items)
+
+    monkeypatch.setattr(loader, "ahead", watched)
+    with make_augmented(dist=Dist(device), changes=changes) as data, make_augmented(changes=changes) as line:
+        for mine, theirs in zip(data.train(1, 2), line.train(1, 2), strict=True):
+            assert all(map(equal, mine, theirs))
+        assert len(used) == expected
+        steps = data.train(0)
+        next(steps)
+        steps.close()  # a run that is cut
+        assert not batch_threads()

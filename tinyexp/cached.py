@@ -5,23 +5,19 @@ numpy and torch are imported where they are used, since `import tinyexp` must st
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import functools
-import hashlib
 import inspect
 import json
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING, Any, BinaryIO, ParamSpec, TypeVar
 
 from tinyexp.cache import build_once
+from tinyexp.cachekey import call_key, class_name, is_array, is_tensor, read_source, tensor_bytes
 from tinyexp.errors import ConfigError, TinyexpError, did_you_mean
 
 if TYPE_CHECKING:
@@ -34,9 +30,6 @@ _FORMAT = "1"  # of the files; part of the key
 _FOLDER = "~/.cache/tinyexp/cached"
 _TREE = "tree"  # the array that holds the JSON; the others are named by number
 _MISSING = object()
-_KEYS = (
-    "None, bool, int, float, str, bytes, list, tuple, dict, numpy array, torch tensor, pathlib.Path, enum and dataclass"
-)
 _RESULTS = "None, bool, int, float, str, bytes, list, tuple, dict with str keys, numpy array or number and torch tensor"
 
 _log = logging.getLogger(__name__)
@@ -68,18 +61,14 @@ def cached(
         signature = inspect.signature(function)
         name = f"{function.__module__}.{function.__qualname__}"
         _check_names(signature, name, key, ignore)
-        code = _source(function)
+        code = read_source(function)
         short = re.sub(r"[^\w.-]+", "_", function.__qualname__, flags=re.ASCII).lstrip("._")[-80:]
 
         @functools.wraps(function)
         def wrapper(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            owner = _class_name(bound.arguments["self"]) if "self" in bound.arguments else ""
-            parts = [_text(part) for part in (_FORMAT, name, owner, code)]
-            for item in sorted(set(key)):
-                parts += [_text(item), _digest(_value(bound.arguments, item, name), f"{item} of {name}")]
-            digest = _hash("call", *parts).hex()
+            digest = call_key(_FORMAT, name, code, bound.arguments, key)
             path = Path(folder or _FOLDER).expanduser() / f"{short}-{digest}.npz"
             result: _Result = _fetch(path, functools.partial(function, *args, **kwargs), f"{short} {digest}")
             return result
@@ -105,134 +94,6 @@ def _check_names(signature: inspect.Signature, name: str, key: Sequence[str], ig
     for item in [*ignore, *([] if "self" in signature.parameters else key)]:
         if item not in parameters:
             raise ConfigError(f"@cached of {name}: {item} is no parameter{did_you_mean(item, parameters)}")
-
-
-def _source(function: Callable[..., object]) -> str:
-    """Read once, at decoration, since the file may be edited while the process runs on."""
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        return _bytecode(inspect.unwrap(function).__code__)
-
-
-def _bytecode(code: CodeType) -> str:
-    constants = []
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            constants.append(_bytecode(constant))
-        elif isinstance(constant, frozenset):  # its order changes with the process
-            constants.append(repr(sorted(map(repr, constant))))
-        else:
-            constants.append(repr(constant))
-    return repr((code.co_code.hex(), constants, code.co_names))
-
-
-def _class_name(value: object) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _value(arguments: dict[str, Any], item: str, name: str) -> Any:
-    if item in arguments:
-        return arguments[item]
-    owner = arguments["self"]
-    try:
-        return getattr(owner, item)
-    except AttributeError as error:
-        raise ConfigError(
-            f"@cached of {name}: its key names {item}, which is neither a parameter nor an attribute of "
-            f"this {type(owner).__name__}: {error}"
-        ) from error
-
-
-# the key
-
-
-def _hash(kind: str, *parts: bytes) -> bytes:
-    """Of a kind, so that 1, True, "1" and 1.0 differ, and of parts with their lengths, so that ab+c and a+bc do."""
-    sha = hashlib.blake2b(digest_size=16)
-    for part in (kind.encode(), *parts):
-        sha.update(len(part).to_bytes(8, "little"))
-        sha.update(part)
-    return sha.digest()
-
-
-def _text(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
-
-
-def _digest(value: Any, key: str) -> bytes:
-    """Of a value in its canonical form.
-
-    Raises:
-        ConfigError: a type that has none here, or a file that is not there; it names the key.
-    """
-    if isinstance(value, enum.Enum):
-        return _hash("enum", _text(_class_name(value)), _digest(value.name or value.value, key))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [(_text(field.name), _digest(getattr(value, field.name), key)) for field in dataclasses.fields(value)]
-        return _hash("dataclass", _text(_class_name(value)), *(part for field in fields for part in field))
-    if isinstance(value, Path):
-        return _hash("path", *_path_parts(value, key))
-    kind = type(value).__name__
-    if type(value) in (type(None), bool, int, float, str):
-        # the hexadecimal of an int is never refused for its length
-        return _hash(kind, _text(hex(value) if type(value) is int else str(value)))
-    if type(value) is bytes:
-        return _hash(kind, value)
-    if type(value) in (list, tuple):
-        return _hash(kind, *(_digest(item, key) for item in value))
-    if type(value) is dict:
-        return _hash(kind, *sorted(_digest(name, key) + _digest(item, key) for name, item in value.items()))
-    return _digest_array(value, key)
-
-
-def _digest_array(value: Any, key: str) -> bytes:
-    if _is_tensor(value):
-        return _hash("tensor", _text(f"{value.dtype} {tuple(value.shape)}"), _tensor_bytes(value).tobytes())
-    if _is_array(value):
-        return _hash("array", _text(f"{value.dtype} {value.shape}"), value.tobytes())
-    raise ConfigError(f"@cached: {key} is of type {_class_name(value)}; a key can be of {_KEYS}")
-
-
-def _path_parts(path: Path, key: str) -> list[bytes]:
-    """Its absolute path, and size and time of the file or of each file below the folder."""
-    try:
-        files = sorted(file for file in path.rglob("*") if not file.is_dir()) if path.is_dir() else [path]
-        found = [(os.fsencode(file.absolute()), file.stat()) for file in files]
-    except OSError as error:
-        raise ConfigError(
-            f"@cached: {key} is a Path that cannot be read: {error.filename}: {error.strerror}"
-        ) from error
-    sizes = [(name, _text(f"{status.st_size} {status.st_mtime_ns}")) for name, status in found]
-    return [os.fsencode(path.absolute()), *(part for file in sizes for part in file)]
-
-
-def _is_tensor(value: object) -> bool:
-    """A dense one. Without torch in the process there is none."""
-    torch: Any = sys.modules.get("torch")
-    return (
-        torch is not None
-        and isinstance(value, torch.Tensor)
-        and value.layout is torch.strided
-        and not value.is_quantized
-    )
-
-
-def _is_array(value: object) -> bool:
-    """One of numpy's arrays or numbers that a file gives back as it was: no objects, mask or foreign type."""
-    import numpy as np
-
-    if type(value) not in (np.ndarray, np.memmap) and not isinstance(value, np.generic):
-        return False
-    dtype = value.dtype  # type: ignore[attr-defined]
-    return not dtype.hasobject and np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype)) == dtype
-
-
-def _tensor_bytes(tensor: Any) -> np.ndarray[Any, Any]:
-    """(bytes,) uint8, of any dtype: numpy has no bfloat16."""
-    torch: Any = sys.modules["torch"]
-    flat: Any = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy()  # type: ignore[no-any-return]
 
 
 # the file
@@ -336,8 +197,8 @@ def _encode(value: Any, arrays: dict[str, Any]) -> Any:
         return [kind, [_encode(item, arrays) for item in value]]
     if type(value) is dict and all(type(name) is str for name in value):
         return [kind, {name: _encode(item, arrays) for name, item in value.items()}]
-    if _is_tensor(value):
-        return ["tensor", _put(_tensor_bytes(value), arrays), str(value.dtype).removeprefix("torch."), [*value.shape]]
+    if is_tensor(value):
+        return ["tensor", _put(tensor_bytes(value), arrays), str(value.dtype).removeprefix("torch."), [*value.shape]]
     return _encode_numpy(value, arrays)
 
 
@@ -346,14 +207,14 @@ def _encode_numpy(value: Any, arrays: dict[str, Any]) -> Any:
 
     if type(value) is bytes:
         return ["bytes", _put(np.frombuffer(value, np.uint8), arrays)]
-    if _is_array(value):
+    if is_array(value):
         if isinstance(value, np.ndarray):
             return ["array", _put(np.asarray(value), arrays)]
         plain = value.item() if value.dtype.kind in "biufU" else None  # a datetime64 would become an int
         if type(plain) in (bool, int, float, str):  # not a longdouble
             return plain
     raise ConfigError(
-        f"@cached: the result has a {_class_name(value)}, which could not come back as it was; "
+        f"@cached: the result has a {class_name(value)}, which could not come back as it was; "
         f"it can be of {_RESULTS}: return one of these"
     )
 

@@ -54,7 +54,8 @@ def _load(name: str, folder: Path) -> dict[str, Any]:
             raise DataError(
                 f"{folder} is not what torchvision downloads: {error} Remove it, and it is fetched"
             ) from error
-        found |= {phase: part.data, f"{phase}_labels": np.array(part.targets, np.int64), "classes": part.classes}
+        images = np.ascontiguousarray(part.data)  # torchvision's is a transposed view
+        found |= {phase: images, f"{phase}_labels": np.array(part.targets, np.int64), "classes": part.classes}
     parts = [found[key] for key in ("train", "val")] + [
         str(found[f"{phase}_labels"].tolist()) for phase in ("train", "val")
     ]

@@ -83,7 +83,7 @@ def _list(folder: Path, listing: Listing) -> Classes:
 
 
 def _hold_out(classes: Classes, fraction: float, seed: int) -> dict[str, Classes]:
-    """Each class's share, chosen by a hash of the names: more images later leave the others where they are."""
+    """Each class's share, the first by a hash of the names: with more images later, few of the others move."""
     if not 0 < fraction < 1:
         raise DataError(f"dataset.val_fraction must be between 0 and 1, got {fraction}")
     train, val = Classes(), Classes()

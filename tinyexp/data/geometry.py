@@ -64,7 +64,8 @@ def crop_and_resize(images: Images, boxes: NDArray[np.int64], size: int, channel
     """Each image's box (n, 4), resized: (n, size, size, C)."""
     out = np.empty((len(images), size, size, channels), np.uint8)
     for row, (image, (top, left, height, width)) in enumerate(zip(images, boxes.tolist(), strict=True)):
-        out[row] = _resize(np.ascontiguousarray(image[top : top + height, left : left + width])[None], size, size)[0]
+        crop = image[top : top + height, left : left + width]
+        out[row] = _resize(crop.reshape(1, height, width, channels), size, size)[0]
     return out
 
 
@@ -74,7 +75,7 @@ def resize_and_centre(images: Images, resize: int, size: int, channels: int) -> 
         return _centre(images, resize, size)
     out = np.empty((len(images), size, size, channels), np.uint8)
     for row, image in enumerate(images):
-        out[row] = _centre(image[None], resize, size)[0]
+        out[row] = _centre(image.reshape(1, *image.shape), resize, size)[0]
     return out
 
 
@@ -88,13 +89,15 @@ def _centre(images: NDArray[np.uint8], resize: int, size: int) -> NDArray[np.uin
 
 
 def _resize(images: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """(n, H, W, C) contiguous -> (n, height, width, C)."""
+    """(n, H, W, C) -> (n, height, width, C).
+
+    In memory they stay (n, H, W, C), which torch's fast kernel takes; it does not where the first stride is 0, as that
+    of image[None] is.
+    """
     if images.shape[1:3] == (height, width):
         return images
-    if not images.flags.writeable:  # of a mapped file: torch would warn of a tensor that must not be written
-        images = images.copy()
-    pixels = torch.from_numpy(images).permute(
-        0, 3, 1, 2
-    )  # in memory still (n, H, W, C), which torch's fast kernel takes
+    if not (images.flags.writeable and images.flags.c_contiguous):  # torch warns of what must not be written
+        images = images.copy(order="C")
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     resized = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return resized.permute(0, 2, 3, 1).numpy()

@@ -15,21 +15,23 @@ from tinyexp.data.source import Source, Split
 _MOST = 10_000  # images looked at, spread evenly: the third digit no longer moves
 _CHUNK = 256
 
+Channels = tuple[float, ...]  # one number each
+
 log = logging.getLogger(__name__)
 
 
-def normalisation(source: Source, loader: LoaderConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(source: Source, loader: LoaderConfig) -> tuple[Channels, Channels]:
     """(mean, std), fractions of 255, one a channel: those given, or under dataset.normalize=auto the train images'."""
     if loader.normalize == "given":
         return loader.mean, loader.std
     folder = Path(loader.cache_dir).expanduser() / "statistics"
-    compute = cached(key=["fingerprint", "channels", "most"], ignore=["split"], folder=folder)(_compute)
+    compute = cached(key=["fingerprint", "channels", "most"], ignore=["split"], folder=folder)(_mean_and_std)
     mean, std = compute(source.train, source.fingerprint, source.channels, _MOST)
     log.info("dataset.normalize=auto: mean %s, std %s", *(", ".join(f"{x:.4f}" for x in each) for each in (mean, std)))
     return mean, std
 
 
-def _compute(split: Split, fingerprint: str, channels: int, most: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_and_std(split: Split, fingerprint: str, channels: int, most: int) -> tuple[Channels, Channels]:
     """Exact, from counts of each value 0..255."""
     total = len(split.labels)
     index = np.arange(min(total, most)) * total // min(total, most)

@@ -119,7 +119,8 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
 
 def _key(split: FileSplit) -> str:
     """Follows from all that the pixels follow from: files, size, and the code and library that decode them."""
-    return fingerprint(split.identity, split.short_side or 0, inspect.getsource(decode), PIL.__version__, _VERSION)
+    code = inspect.getsource(decode)
+    return fingerprint(split.identity, split.short_side or 0, code, PIL.__version__, _VERSION)
 
 
 def _size(split: FileSplit, folder: Path) -> int:
@@ -141,7 +142,7 @@ def _stored(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, s
         aside.mkdir()
         done = decode_files(split, aside / "pixels", stop=loader.on_error == "stop")
         np.save(aside / "places.npy", done.places)
-        _write_about(aside / "store.json", done)
+        _write_about(aside / "store.json", split, done)
 
     build_once(folder, build, what=f"the store of {len(split.paths):,} images")
     return _read_bad(folder / "store.json")
@@ -152,14 +153,13 @@ def _tried(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, st
     if loader.on_error == "stop":
         return {}
     path = folder.with_suffix(".json")
-    build_once(
-        path, lambda aside: _write_about(aside, decode_files(split, None, stop=False)), what="the list of images"
-    )
+    build_once(path, lambda aside: _write_about(aside, split, decode_files(split, None, stop=False)), what="a list")
     return _read_bad(path)
 
 
-def _write_about(path: Path, done: Decoded) -> None:
-    about = {"images": len(done.places), "bytes": done.size, "bad": {str(i): why for i, why in done.bad.items()}}
+def _write_about(path: Path, split: FileSplit, done: Decoded) -> None:
+    bad = {str(number): why for number, why in done.bad.items()}
+    about = {"first": split.paths[0], "images": len(done.places), "bytes": done.size, "bad": bad}
     path.write_text(json.dumps(about))
 
 

@@ -10,9 +10,8 @@ from tinyexp.config import LoaderConfig
 from tinyexp.data import augment, geometry
 from tinyexp.data.source import Images
 
-_CROP, _FLIP, _POLICY, _ERASE = range(
-    4
-)  # each change draws under its own number: one more leaves the others as they are
+# each change draws under its own number: one more leaves the others as they are
+_CROP, _FLIP, _POLICY, _ERASE = range(4)
 
 
 class Transform:

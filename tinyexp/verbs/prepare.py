@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.text import Text
+
 from tinyexp.compose import compose_run
 from tinyexp.config import Config
 from tinyexp.data.cores import available_cores
@@ -34,8 +36,8 @@ def main(paths: Sequence[str], overrides: list[str], options: dict[str, str]) ->
     except ListingError as error:
         if "verify" not in options:
             raise
-        _verify(error.listing, Path(options.get("out", _REPORT)), stop=True)
-        raise
+        _verify(error.listing, Path(options.get("out", _REPORT)), stop=False)
+        raise  # which dataset.on_error=skip would not mend
     if "verify" in options:
         if source.listing is None:
             raise ConfigError(f"--verify is for image files, and {config.dataset.target} reads none")
@@ -58,7 +60,7 @@ def _verify(listing: Listing, path: Path, *, stop: bool) -> None:
     write_json(path, report.to_json())
     console = make_console()
     console.print(report_table(report))
-    console.print(f"written to {path}")
+    console.print(Text(f"written to {path}"), soft_wrap=True)  # Text, since a path may have brackets
     if report.fatal and stop:
         raise DataError(
             f"{report.fatal} findings in {listing.base} would stop a training: mend them, or give dataset.on_error=skip"
@@ -66,9 +68,9 @@ def _verify(listing: Listing, path: Path, *, stop: bool) -> None:
 
 
 def _tell(config: Config, source: Source) -> None:
-    console = make_console()
     skipped = f", {source.skipped:,} left out that cannot be decoded" if source.skipped else ""
-    console.print(
+    told = (
         f"{len(source.train.labels):,} train and {len(source.val.labels):,} val images in {len(source.classes)} "
         f"classes from {source.origin or config.dataset.target} are ready{skipped}"
     )
+    make_console().print(Text(told), soft_wrap=True)
