@@ -126,7 +126,9 @@ def build(words: list[str], folder: Path, rounds: int) -> None:
         start = time.perf_counter()
         decoded(source, config.loader)
         shares.append(limit / (time.perf_counter() - start))
-    print(f"{'making the store / decoding alone':44} {statistics.median(shares):.0%} of {cores} cores' limit", flush=True)
+    print(
+        f"{'making the store / decoding alone':44} {statistics.median(shares):.0%} of {cores} cores' limit", flush=True
+    )
 
 
 def second_start(words: list[str], rounds: int) -> None:

@@ -57,7 +57,7 @@ def draw(count: int, draws: int, *parts: int) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_flip_mirrors_the_share_that_is_asked_for_and_leaves_the_others(probability: float) -> None:
-    images = make_images(4000, 3, 5)
+    images = make_images(4000, 9, 20)
     changed = flip(images.copy(), draw(4000, 1)[:, 0], probability)
     same, mirrored = ((changed == expected).all((1, 2, 3)) for expected in (images, images[:, :, ::-1]))
     assert (same ^ mirrored).all()

@@ -38,7 +38,16 @@ def recompose(stored: dict[str, Any], words: Sequence[str]) -> Config:
     if "experiment" in overrides.given:
         raise ConfigError("experiment= makes a whole config, and this one is read back: give single keys instead")
     _refuse_interpolations(stored)
-    return _over({**stored, "trust": []}, {}, overrides, whole=True)
+    dataset = _without_foreign_cache(mapping(stored["dataset"], "dataset"))
+    return _over({**stored, "dataset": dataset, "trust": []}, {}, overrides, whole=True)
+
+
+def _without_foreign_cache(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A cache folder that is not here is another machine's: conf/'s is taken, and none is made where a file says."""
+    folder = dataset.get("cache_dir")
+    if not isinstance(folder, str) or Path(folder).expanduser().is_dir():
+        return dataset
+    return {key: value for key, value in dataset.items() if key != "cache_dir"}
 
 
 def compose_file(path: Path, overrides: Overrides) -> Config:

@@ -82,14 +82,15 @@ def list_source(config: Config, *, fetch: bool) -> Source:
     """The data set that the config names, its image files not opened yet.
 
     Args:
-        fetch: whether it may be downloaded or unpacked where it is not there yet.
+        fetch: whether it may be downloaded or unpacked where it is not there yet. A config that was read back may not,
+            since it would say where to.
 
     Raises:
         ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
         NotFetchedError: it would have to be fetched.
     """
     loader = config.loader
-    values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch)
+    values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch and config.dataset.trusted)
     source = build(config.dataset, config.trust, **dict(zip(OFFERED, values, strict=True)))
     if not isinstance(source, Source):
         raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
