@@ -259,10 +259,21 @@ def test_one_change_more_leaves_the_others_as_they_were() -> None:
     assert 0.05 < other.mean() < 0.34
 
 
-def test_draws_of_two_changes_are_independent() -> None:
-    transform = make_transform()
-    columns = np.concatenate([transform._draws(0, change, np.arange(20_000), 2) for change in range(4)], 1)
-    assert np.abs(np.corrcoef(columns.T) - np.eye(8)).max() < 5 / math.sqrt(20_000)
+@pytest.mark.parametrize("crop", ["random_resized", "pad"])
+def test_no_two_changes_draw_the_same(crop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a mirrored image would be one of which little is seen."""
+    drawn: list[Array] = []
+
+    def watched(*parts: int, index: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+        drawn.append(uniform(*parts, index=index, draws=draws))
+        return drawn[-1]
+
+    uniform = seeds.uniform
+    monkeypatch.setattr(seeds, "uniform", watched)
+    make_transform(size=4, crop=crop, flip=0.5, erase=0.5).train(make_images(5000, 4, 4), np.arange(5000), 0)
+    assert len(drawn) == 3
+    columns = np.concatenate(drawn, 1)
+    assert np.abs(np.corrcoef(columns.T) - np.eye(columns.shape[1])).max() < 5.5 / math.sqrt(5000)
 
 
 # mixing

@@ -149,11 +149,10 @@ def test_fingerprint_is_of_the_content(kind: Kind, tmp_path: Path, monkeypatch: 
     one = kind.load(root=str(tmp_path / "one"), cache_dir=tmp_path / "cache")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     assert kind.load(root=str(tmp_path / "copy"), cache_dir=tmp_path / "cache").fingerprint == one.fingerprint
+    path = tmp_path / "copy" / kind.folder / kind.test
+    content = pickle.loads(path.read_bytes())
     for number, change in enumerate(("data", kind.label_key)):
-        path = tmp_path / "copy" / kind.folder / kind.test
-        content = pickle.loads(path.read_bytes())
-        content[change] = content[change][::-1]
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content | {change: content[change][::-1]}))
         expect(kind, path.parent, monkeypatch)
         other = kind.load(root=str(tmp_path / "copy"), cache_dir=tmp_path / f"cache {number}")
         assert other.fingerprint != one.fingerprint

@@ -193,6 +193,8 @@ def test_fingerprint_tells_trees_apart(tree: Path) -> None:
         ("train/ant/3.bmp", "train/bee/3.bmp"),  # another class
         ("train/bee/3.bmp", "val/bee/3.bmp"),  # another phase
         ("train/ant/deep/er/x.Jpeg", "train/ant/deep/x.Jpeg"),  # another folder
+        ("train/ant/deep/x.Jpeg", "train/ant/0.jpg"),
+        ("train/bee/a.jpg", "train/ant/a.jpg"),  # another class, at the same place in order
     ):
         (tree / one).rename(tree / other)
         found.append(read(tree).fingerprint)

@@ -327,6 +327,21 @@ def test_spawned_processes_change_nothing(folder: Path, max_gb: float) -> None:
     assert_same(made, reference(folder, "uniform", policy=True))
 
 
+@pytest.mark.parametrize("mixup", [0.0, 0.5])
+def test_each_epoch_and_seed_changes_a_sample_anew(mixup: float) -> None:
+    """One alone, which has no other to be mixed with."""
+    source = make_source(num_train=1, size=16)
+    augment = replace(PLAIN.loader.augment, crop="random_resized", mixup=mixup)
+    settings = replace(PLAIN.loader, workers=0, image_size=16, augment=augment)
+    seen = set()
+    for seed in (0, 1):
+        data = Data(source, replace(PLAIN, loader=settings, train=replace(PLAIN.train, seed=seed)), ALONE)
+        seen |= {
+            batch.images.numpy().tobytes() for epoch in (0, 1, 2, 0) for step in data.train(epoch) for batch in step
+        }
+    assert len(seen) == 6
+
+
 def test_val_is_resized_and_no_more(folder: Path) -> None:
     with Maker(folder, "ragged").data(augment=POLICY) as data:
         files = imagefolder(root=str(folder / "ragged"), cache_dir=folder / "cache").val

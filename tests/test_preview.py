@@ -38,7 +38,7 @@ def show(path: Path, *batches: Batch, names: tuple[str, ...] = NAMES) -> np.ndar
     [
         (1, (1, 1), 8, 112),
         (3, (3, 1), 1, 112),
-        (7, (7, 1), 50, 100),
+        (7, (7, 1), 50, 150),
         (8, (8, 1), 112, 112),
         (9, (8, 2), 300, 300),
         (48, (8, 6), 8, 112),
@@ -83,3 +83,4 @@ def test_several_batches_are_one_picture(tmp_path: Path) -> None:
 def test_any_name_is_written(name: str, soft: bool, tmp_path: Path) -> None:
     sheet = show(tmp_path / "preview.png", make_batch(3, 8, soft=soft), names=(name,) * 3)
     assert sheet.shape == (112 + 36, 3 * 116 + 4, 3)
+    assert (sheet[:, 116:120] == 255).all(), "it ends before the next image"

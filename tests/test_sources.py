@@ -182,6 +182,7 @@ def test_resize_keeps_a_constant(size: int) -> None:
     resized = resize.resize(images, size)
     assert resized.shape == (3, size, size, 2)
     assert resized.dtype == np.uint8
+    assert resized.flags.c_contiguous
     assert np.all(resized == (255, 7))
 
 

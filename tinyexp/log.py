@@ -87,12 +87,12 @@ def make_console() -> Console:
 
 
 def start_terminal(level: str) -> Console:
-    """Show the logger's messages on the terminal from `level` on."""
+    """Show the logger's messages on the terminal from `level` on; of ranks other than 0, errors alone."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the signs of a box
     console = Console(soft_wrap=False, highlight=False)
     stop_logging()
-    _LOGGER.setLevel(level.upper())
+    _LOGGER.setLevel(level.upper() if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     _LOGGER.propagate = False
     _LOGGER.addHandler(TerminalHandler(console))
     return console

@@ -13,9 +13,8 @@ from tinyexp.files import written_aside
 
 _MOST = 48  # images
 _COLUMNS = 8
-_CELL = 112  # px; smaller images are enlarged by whole times
+_CELL = 112  # px at least; smaller images are enlarged by whole times
 _TEXT = 14  # px of a line below each
-_LETTERS = 18
 
 
 def write_preview(path: Path, batches: list[Batch], names: tuple[str, ...]) -> None:
@@ -26,7 +25,7 @@ def write_preview(path: Path, batches: list[Batch], names: tuple[str, ...]) -> N
     images = torch.cat([batch.images for batch in batches])[:_MOST]
     labels = torch.cat([batch.labels for batch in batches])[:_MOST]
     size = images.shape[-1]
-    side = size * max(1, _CELL // size)
+    side = size * -(-_CELL // size)
     columns = min(_COLUMNS, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (side + 4) + 4, rows * (side + 2 * _TEXT + 4) + 4), "white")
@@ -35,7 +34,7 @@ def write_preview(path: Path, batches: list[Batch], names: tuple[str, ...]) -> N
         left, top = 4 + number % columns * (side + 4), 4 + number // columns * (side + 2 * _TEXT + 4)
         sheet.paste(_picture(pixels).resize((side, side), Image.Resampling.NEAREST), (left, top))
         for line, text in enumerate(_spell(label, names)):
-            draw.text((left, top + side + line * _TEXT), text[: max(_LETTERS, side // 7)], fill="black")
+            draw.text((left, top + side + line * _TEXT), _fitted(text, side, draw), fill="black")
     with written_aside(path) as file:
         sheet.save(file, "PNG")
 
@@ -46,8 +45,18 @@ def _picture(pixels: Tensor) -> Image.Image:
     return Image.fromarray(array[:, :, 0] if array.shape[2] < 3 else array[:, :, :3])
 
 
+def _fitted(text: str, width: float, draw: ImageDraw.ImageDraw) -> str:
+    """As much of the text, in one line, as has room."""
+    text = " ".join(text.split())[: int(width)]  # no letter is narrower than 1 px; measuring takes time
+    while text and draw.textlength(text) > width:
+        text = text[:-1]
+    return text
+
+
 def _spell(label: Tensor, names: tuple[str, ...]) -> list[str]:
     if label.ndim == 0:
         return [names[int(label)]]
     shares, classes = label.topk(min(2, len(label)))
+    if shares[0] == 1:
+        return [names[int(classes[0])]]
     return [f"{share:.0%} {names[number]}" for share, number in zip(shares, classes.tolist(), strict=True) if share > 0]
