@@ -225,6 +225,7 @@ def test_killed_when_it_is_made(tmp_path: Path, start: Start) -> None:
     assert child.returncode == -signal.SIGKILL
     assert contents(tmp_path / "store/images") == WHOLE
     assert ended(start("images")) == "there\n"
+    assert names(tmp_path / "store") == {"images"}  # its lock too is gone
 
 
 def test_stopped(tmp_path: Path, start: Start) -> None:
@@ -379,12 +380,27 @@ def test_flushed_before_it_has_its_name(
     assert events == [(first, False, True), ("fsync", True, True), ("_remove_lock", True, False)]
 
 
-def test_leftovers_of_this_name_only(tmp_path: Path) -> None:
-    write_folder(tmp_path / ".x.tmp-1")
-    for name in (".x.tmp-2", ".xy.tmp-1", "x.tmp-1", ".y.lock"):
+def test_leftovers_of_the_dead_only(tmp_path: Path) -> None:
+    """Those of another name too, whose key may never be asked for again; but not what somebody makes now."""
+    write_folder(tmp_path / ".x.tmp-00000001")
+    for name in (".x.tmp-00000002", ".y.tmp-00000001", ".y.lock", "x.tmp-00000001", ".check.json.tmp-17-4711"):
         write(tmp_path / name)
-    assert build_once(tmp_path / "x", write, "it")
-    assert names(tmp_path) == {"x", ".xy.tmp-1", "x.tmp-1", ".y.lock"}
+
+    def build(aside: Path) -> None:
+        write(aside)
+        assert build_once(tmp_path / "inner", write, "it")
+        assert aside.exists()
+
+    assert build_once(tmp_path / "x", build, "it")
+    assert names(tmp_path) == {"x", "inner", "x.tmp-00000001", ".check.json.tmp-17-4711"}
+
+
+def test_what_another_process_makes_is_left(tmp_path: Path, start: Start) -> None:
+    child = start("images", seconds=0.5)
+    until(lambda: any((tmp_path / "store").glob(".images.tmp-*/a")))
+    assert build_once(tmp_path / "store/other", write, "it")
+    assert ended(child) == "made\n"
+    assert names(tmp_path / "store") == {"images", "other"}
 
 
 def test_the_lock_of_another_is_left(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -28,7 +29,10 @@ _BEAT = 2.0  # seconds between two signs of life of the one who builds
 _PATIENCE = 60.0  # seconds without a sign of life, after which one who waits gives up
 _FIRST_NEWS, _NEWS = 2.0, 30.0  # seconds of waiting until it is told, and told again
 
+_ASIDE = re.compile(r"\.(.+)\.tmp-[0-9a-f]{8}")
+
 _log = logging.getLogger(__name__)
+_building: set[Path] = set()  # by this process
 _mutex = threading.RLock()  # lockf does not part the threads of one process; a build may need another one
 
 
@@ -53,16 +57,17 @@ def build_once(
     """
     with _told(path, setting):
         if path.exists():
+            if _lock_of(path).exists():  # of one that was killed when it had just built it
+                _nobody_builds(path)
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
     with _mutex, _locked(path, what, setting):
         with _told(path, setting):
             if path.exists():
                 return False
-            for left in path.parent.iterdir():
-                if left.name.startswith(_aside_prefix(path)):
-                    _remove(left)
-        aside = path.with_name(_aside_prefix(path) + secrets.token_hex(4))
+            _clear(path)
+        aside = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+        _building.add(path)
         try:
             _build(build, aside, path, setting)
             with _told(path, setting):
@@ -76,6 +81,35 @@ def build_once(
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 _remove(aside)
             raise
+        finally:
+            _building.discard(path)
+    return True
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed builders left in this folder, whatever they built: another key may never be built again."""
+    for left in path.parent.iterdir():
+        if match := _ASIDE.fullmatch(left.name):
+            if match[1] == path.name:
+                _remove(left)
+            elif _nobody_builds(path.with_name(match[1])):
+                with contextlib.suppress(OSError):
+                    _remove(left)
+
+
+def _nobody_builds(path: Path) -> bool:
+    """Whether no process does; a lock that a killed one left is removed."""
+    if path in _building:  # lockf would let us have our own lock, and closing the file would drop it
+        return False
+    lock = _lock_of(path)
+    try:
+        with lock.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_lock(file, lock)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
     return True
 
 
@@ -107,7 +141,7 @@ def _refusal(path: Path, setting: str, error: OSError) -> TinyexpError:
 @contextlib.contextmanager
 def _locked(path: Path, what: str, setting: str) -> Iterator[None]:
     """Hold the lock file beside `path`, with signs of life; it is removed while held, so that no one locks a ghost."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock_of(path)
     wait = _Wait(what, setting)
     with contextlib.ExitStack() as at_end:
         with _told(path, setting):
@@ -204,8 +238,8 @@ def _beat(descriptor: int, ended: threading.Event) -> None:
             os.utime(descriptor)
 
 
-def _aside_prefix(path: Path) -> str:
-    return f".{path.name}.tmp-"
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _remove(path: Path) -> None:
@@ -223,10 +257,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _renew_mutex() -> None:
-    """A forked process has none of the threads that might hold it."""
+def _begin_anew() -> None:
+    """A forked process has none of the threads that might hold the mutex, and none of the locks."""
     global _mutex
     _mutex = threading.RLock()
+    _building.clear()
 
 
-os.register_at_fork(after_in_child=_renew_mutex)
+os.register_at_fork(after_in_child=_begin_anew)

@@ -133,10 +133,7 @@ def _size(split: FileSplit, folder: Path) -> int:
 def _stored(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, str]:
     """Make the store if it is not there. Returns why images are not in it, by number."""
     if folder.exists() and not _is_whole(folder):
-        log.warning("%s is damaged: it is made again", folder)
-        with contextlib.suppress(FileNotFoundError):  # another process was quicker
-            # a name that build_once removes as what a killed build left
-            folder.rename(folder.with_name(f".{folder.name}.tmp-{secrets.token_hex(4)}"))
+        _discard(folder)
 
     def build(aside: Path) -> None:
         aside.mkdir()
@@ -153,8 +150,21 @@ def _tried(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, st
     if loader.on_error == "stop":
         return {}
     path = folder.with_suffix(".json")
+    try:
+        return _read_bad(path)
+    except FileNotFoundError:
+        pass
+    except (ValueError, LookupError, TypeError, AttributeError):
+        _discard(path)
     build_once(path, lambda aside: _write_about(aside, split, decode_files(split, None, stop=False)), what="a list")
     return _read_bad(path)
+
+
+def _discard(path: Path) -> None:
+    log.warning("%s is damaged: it is made again", path)
+    with contextlib.suppress(FileNotFoundError):  # another process was quicker
+        # a name that build_once takes for what a killed build left, and removes
+        path.rename(path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}"))
 
 
 def _write_about(path: Path, split: FileSplit, done: Decoded) -> None:
