@@ -61,7 +61,7 @@ def decode(path: str, short_side: int | None = None) -> NDArray[np.uint8]:
     is composited on white, since the colour below it is arbitrary, and an EXIF orientation that cannot be read counts
     as upright. Raises DataError for whatever cannot be decoded in full.
     """
-    _quieten_pillow()
+    quieten_pillow()
     try:
         with Image.open(path) as image:
             rgb = _load(image, short_side)
@@ -75,7 +75,7 @@ def decode(path: str, short_side: int | None = None) -> NDArray[np.uint8]:
 
 def describe(path: str) -> Described:
     """What a file says of itself, without its pixels. Raises DataError where the file cannot be read."""
-    _quieten_pillow()
+    quieten_pillow()
     try:
         content = Path(path).read_bytes()
     except OSError as error:
@@ -98,7 +98,7 @@ def describe(path: str) -> Described:
         return Described(digest=digest)
 
 
-def _quieten_pillow() -> None:
+def quieten_pillow() -> None:
     if warnings.filters[:1] != [_QUIET]:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 

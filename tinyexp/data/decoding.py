@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tinyexp.data.cores import available_cores
-from tinyexp.data.decode import decode
-from tinyexp.data.filesplit import FileSplit
+from tinyexp.data.decode import decode, quieten_pillow
+from tinyexp.data.filesplit import MEND, FileSplit
 from tinyexp.data.progress import bar
 from tinyexp.data.workers import worker_pool
 from tinyexp.errors import DataError, ResourceError
@@ -111,6 +111,7 @@ def _in_workers(chunks: list[_Chunk], count: int) -> Iterator[list[tuple[int, in
 
 def estimate_size(split: FileSplit) -> int:
     """About how many bytes all pixels would take, by the heads of some files spread evenly."""
+    quieten_pillow()
     step = max(1, len(split.paths) // _LOOKED_AT)
     looked_at = [_decoded_size(path, split.short_side) for path in split.paths[::step]]
     return sum(looked_at) * len(split.paths) // len(looked_at)
@@ -156,7 +157,7 @@ def _decode_one(path: str, chunk: _Chunk) -> NDArray[np.uint8] | str:
         return decode(path, chunk.short_side)
     except DataError as error:
         if chunk.stop:
-            raise
+            raise DataError(f"{error}: {MEND}") from error
         return str(error)
 
 

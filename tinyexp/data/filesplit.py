@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyexp.data.decode import decode
+from tinyexp.errors import DataError
+
+MEND = "mend or remove it (`python -m tinyexp prepare --verify` lists all such), or give dataset.on_error=skip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,4 +27,7 @@ class FileSplit:
 
     def fetch(self, index: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Raises DataError, naming the file, for one that cannot be decoded in full."""
-        return [decode(self.paths[number], self.short_side) for number in index.tolist()]
+        try:
+            return [decode(self.paths[number], self.short_side) for number in index.tolist()]
+        except DataError as error:
+            raise DataError(f"{error}: {MEND}") from error

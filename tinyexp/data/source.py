@@ -91,7 +91,10 @@ def list_source(config: Config, *, fetch: bool) -> Source:
     """
     loader = config.loader
     values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch and config.dataset.trusted)
-    source = build(config.dataset, config.trust, **dict(zip(OFFERED, values, strict=True)))
+    try:
+        source = build(config.dataset, config.trust, **dict(zip(OFFERED, values, strict=True)))
+    except OSError as error:
+        raise DataError(f"dataset: {error.filename or 'a file'} cannot be read: {error.strerror or error}") from error
     if not isinstance(source, Source):
         raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
     check_channels(source, loader)
