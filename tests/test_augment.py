@@ -6,6 +6,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torchvision.transforms import RandomErasing, v2
 
 from tinyexp import seeds
 from tinyexp.config import AugmentConfig
-from tinyexp.data import augment
+from tinyexp.data import augment, geometry
 from tinyexp.data.augment import Policy, erase, flip, pad_and_crop
 from tinyexp.data.mix import mix, wanted, with_partners
 from tinyexp.data.transform import Transform
@@ -264,12 +265,17 @@ def test_no_two_changes_draw_the_same(crop: str, monkeypatch: pytest.MonkeyPatch
     """Or a mirrored image would be one of which little is seen."""
     drawn: list[Array] = []
 
-    def watched(*parts: int, index: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
-        drawn.append(uniform(*parts, index=index, draws=draws))
-        return drawn[-1]
+    def watch(home: ModuleType, name: str) -> None:
+        change = getattr(home, name)
 
-    uniform = seeds.uniform
-    monkeypatch.setattr(seeds, "uniform", watched)
+        def watched(images: Array, draws: Array, *rest: object) -> Array:
+            drawn.append(draws.reshape(len(draws), -1))
+            return change(images, draws, *rest)
+
+        monkeypatch.setattr(home, name, watched)
+
+    for home, name in ((geometry, "random_boxes"), (augment, "pad_and_crop"), (augment, "flip"), (augment, "erase")):
+        watch(home, name)
     make_transform(size=4, crop=crop, flip=0.5, erase=0.5).train(make_images(5000, 4, 4), np.arange(5000), 0)
     assert len(drawn) == 3
     columns = np.concatenate(drawn, 1)

@@ -385,6 +385,7 @@ def test_leftovers_of_the_dead_only(tmp_path: Path) -> None:
     write_folder(tmp_path / ".x.tmp-00000001")
     for name in (".x.tmp-00000002", ".y.tmp-00000001", ".y.lock", "x.tmp-00000001", ".check.json.tmp-17-4711"):
         write(tmp_path / name)
+    write(tmp_path / ".notes.tmp-deadbeef")  # of another program: there is no lock of ours
 
     def build(aside: Path) -> None:
         write(aside)
@@ -392,7 +393,7 @@ def test_leftovers_of_the_dead_only(tmp_path: Path) -> None:
         assert aside.exists()
 
     assert build_once(tmp_path / "x", build, "it")
-    assert names(tmp_path) == {"x", "inner", "x.tmp-00000001", ".check.json.tmp-17-4711"}
+    assert names(tmp_path) == {"x", "inner", "x.tmp-00000001", ".check.json.tmp-17-4711", ".notes.tmp-deadbeef"}
 
 
 def test_what_another_process_makes_is_left(tmp_path: Path, start: Start) -> None:

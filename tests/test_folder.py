@@ -446,7 +446,7 @@ def test_an_archive_is_the_folder_that_it_was_made_of(tree: Path, tmp_path: Path
     root = tmp_path / "mine" if own else None
     source = read(root, archive=str(packed), cache_dir=tmp_path / "cache")
     assert same(source, read(tree))
-    home = tmp_path / ("mine" if own else "cache")
+    home = tmp_path / ("mine" if own else "cache/unpacked")
     assert source.origin == str(home / "pets.v1/tree")
     assert [path.name for path in home.iterdir()] == ["pets.v1"]  # nothing else is left
     assert len({path.name for path in tmp_path.iterdir()}) == 3
@@ -476,12 +476,14 @@ def test_an_archive_is_unpacked_once(tree: Path, tmp_path: Path) -> None:
     assert same(first, third)
     assert times(tmp_path / "cache") == before
     packed.unlink()
-    assert same(read(tmp_path / "cache/pets"), first)  # the folder stands by itself
+    assert same(read(tmp_path / "cache/unpacked/pets"), first)  # the folder stands by itself
 
 
 def test_an_archive_is_not_unpacked_unless_it_may(tree: Path, tmp_path: Path) -> None:
     packed = pack(tree, tmp_path / "pets.zip")
-    with pytest.raises(NotFetchedError, match=rf"pets\.zip is not unpacked yet; .*prepare.*to {tmp_path}/cache/pets"):
+    with pytest.raises(
+        NotFetchedError, match=rf"pets\.zip is not unpacked yet; .*prepare.*to {tmp_path}/cache/unpacked/pets"
+    ):
         read(None, archive=str(packed), cache_dir=tmp_path / "cache", fetch=False)
     assert not (tmp_path / "cache").exists()
 
@@ -491,10 +493,10 @@ def test_another_archive_for_the_same_folder_is_refused(tree: Path, tmp_path: Pa
     first = read(None, archive=str(packed), cache_dir=tmp_path / "cache")
     write_image(tree / "train/ant/more.png")
     other = pack(tree, tmp_path / "other/pets.zip")
-    told = rf"{tmp_path}/cache/pets was unpacked from another archive than {other}: remove it, or give another"
+    told = rf"{tmp_path}/cache/unpacked/pets was unpacked from another archive than {other}: remove it, or give another"
     with pytest.raises(DataError, match=told):
         read(None, archive=str(other), cache_dir=tmp_path / "cache")
-    assert same(read(tmp_path / "cache/pets"), first)
+    assert same(read(tmp_path / "cache/unpacked/pets"), first)
 
 
 def test_an_archive_beside_a_folder_of_that_name_is_refused(tree: Path, tmp_path: Path) -> None:
@@ -524,6 +526,6 @@ def test_a_damaged_archive_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     packed.write_bytes(content)
     with pytest.raises(DataError, match=r"pets\.zip"):
         read(None, archive=str(packed), cache_dir=tmp_path / "cache")
-    assert not any((tmp_path / "cache").iterdir())
+    assert not any((tmp_path / "cache/unpacked").iterdir())
     pack(tree, packed)
     assert same(read(None, archive=str(packed), cache_dir=tmp_path / "cache"), read(tree))

@@ -114,10 +114,10 @@ def test_an_archive_is_made_ready_once(
 ) -> None:
     packed = Path(shutil.make_archive(str(tmp_path / "pets"), "zip", tree))
     before = packed.stat().st_mtime_ns
-    ready = f"6 train and 2 val images in 2 classes from {tmp_path / 'cache/pets'} are ready\n"
+    ready = f"6 train and 2 val images in 2 classes from {tmp_path / 'cache/unpacked/pets'} are ready\n"
     code, out, _ = prepare(f"dataset.archive={packed}")
     assert (code, out.splitlines(keepends=True)[-1]) == (0, ready)
-    assert f"unpacked {packed} to {tmp_path / 'cache/pets'}" in out
+    assert f"unpacked {packed} to {tmp_path / 'cache/unpacked/pets'}" in out
     kept = times(tmp_path / "cache")
     monkeypatch.setattr(store, "decode_files", None)
     monkeypatch.setattr(unpacked, "unpack", None)

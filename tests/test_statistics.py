@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ALONE, CPU, PLAIN
+from helpers import ALONE, CPU, PLAIN, write_image
 from numpy.typing import NDArray
 
 from tinyexp.config import LoaderConfig
 from tinyexp.data import statistics
+from tinyexp.data.folder import imagefolder
 from tinyexp.data.loader import Data
 from tinyexp.data.source import ArraySplit, Images, Source
 from tinyexp.data.statistics import normalisation
+from tinyexp.data.store import StoredSplit, decoded
 from tinyexp.device import Normalizer, traits
 
 
@@ -73,16 +75,19 @@ def test_of_many_images_some_are_looked_at_evenly(loader: LoaderConfig, monkeypa
     assert mean[0] == pytest.approx(images[[0, 2, 5, 8]].mean() / 255, rel=1e-12)
 
 
-def test_auto_is_computed_once(loader: LoaderConfig, caplog: pytest.LogCaptureFixture) -> None:
-    source = make_source(make_images(20, 3))
+def test_auto_is_computed_once(
+    loader: LoaderConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(8):
+        write_image(tmp_path / ("train", "val")[number % 2] / "ab"[number // 2 % 2] / f"{number}.png")
+    source = decoded(imagefolder(root=str(tmp_path), cache_dir=tmp_path), loader)
     first = normalisation(source, loader)
+    monkeypatch.setattr(StoredSplit, "fetch", None)
     with caplog.at_level(logging.INFO):
-        assert normalisation(never(source), loader) == first
+        assert normalisation(source, loader) == first
     assert f"mean {first[0][0]:.4f}, {first[0][1]:.4f}, {first[0][2]:.4f}, std" in caplog.text
-    with pytest.raises(IndexError):
-        normalisation(replace(never(source), fingerprint="1"), loader)  # other data
-    with pytest.raises(IndexError):
-        normalisation(never(source), replace(loader, cache_dir=f"{loader.cache_dir} 2"))
+    with pytest.raises(TypeError):
+        normalisation(source, replace(loader, cache_dir=f"{loader.cache_dir} 2"))
 
 
 def test_given_passes_through(loader: LoaderConfig) -> None:

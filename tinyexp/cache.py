@@ -57,8 +57,8 @@ def build_once(
     """
     with _told(path, setting):
         if path.exists():
-            if _lock_of(path).exists():  # of one that was killed when it had just built it
-                _nobody_builds(path)
+            if _lock_of(path).exists():
+                _remove_dead_lock(path)
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
     with _mutex, _locked(path, what, setting):
@@ -87,18 +87,21 @@ def build_once(
 
 
 def _clear(path: Path) -> None:
-    """Remove what killed builders left in this folder, whatever they built: another key may never be built again."""
+    """Remove what killed builders left in this folder, whatever they built: another key may never be built again.
+
+    Of another name only where its lock was left too: the folder may be the user's own.
+    """
     for left in path.parent.iterdir():
         if match := _ASIDE.fullmatch(left.name):
             if match[1] == path.name:
                 _remove(left)
-            elif _nobody_builds(path.with_name(match[1])):
+            elif _remove_dead_lock(path.with_name(match[1])):
                 with contextlib.suppress(OSError):
                     _remove(left)
 
 
-def _nobody_builds(path: Path) -> bool:
-    """Whether no process does; a lock that a killed one left is removed."""
+def _remove_dead_lock(path: Path) -> bool:
+    """Remove the lock that a killed process left; returns whether there was one."""
     if path in _building:  # lockf would let us have our own lock, and closing the file would drop it
         return False
     lock = _lock_of(path)
@@ -106,9 +109,7 @@ def _nobody_builds(path: Path) -> bool:
         with lock.open("r+") as file:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove_lock(file, lock)
-    except FileNotFoundError:
-        return True
-    except OSError:
+    except OSError:  # there is none, or somebody holds it
         return False
     return True
 

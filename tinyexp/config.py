@@ -208,6 +208,7 @@ class Config:
     sources: Mapping[str, str]  # keys that a file gave, with its name, for errors
     plain: dict[str, Any]
     text: str
+    may_fetch: bool = True  # false where a file that was read back alone says where a data set is to be put
     notes: tuple[str, ...] = ()  # what a user should know of how it was composed
     must_go: Mapping[str, str] = field(
         default_factory=dict

@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,19 @@ def leave_terminal() -> None:
     _LOGGER.warning("the terminal can no longer be written; the training goes on")
 
 
+@contextlib.contextmanager
+def terminal(level: str) -> Iterator[None]:
+    """start_terminal for as long as it is entered."""
+    start_terminal(level)
+    try:
+        yield
+    finally:
+        stop_logging()
+
+
 def stop_logging() -> None:
     """Close all handlers."""
+    _LOGGER.propagate = True
     for handler in list(_LOGGER.handlers):
         _LOGGER.removeHandler(handler)
         handler.close()

@@ -38,16 +38,19 @@ def recompose(stored: dict[str, Any], words: Sequence[str]) -> Config:
     if "experiment" in overrides.given:
         raise ConfigError("experiment= makes a whole config, and this one is read back: give single keys instead")
     _refuse_interpolations(stored)
-    dataset = _without_foreign_cache(mapping(stored["dataset"], "dataset"))
-    return _over({**stored, "dataset": dataset, "trust": []}, {}, overrides, whole=True)
-
-
-def _without_foreign_cache(dataset: dict[str, Any]) -> dict[str, Any]:
-    """A cache folder that is not here is another machine's: conf/'s is taken, and none is made where a file says."""
-    folder = dataset.get("cache_dir")
-    if not isinstance(folder, str) or Path(folder).expanduser().is_dir():
-        return dataset
-    return {key: value for key, value in dataset.items() if key != "cache_dir"}
+    dataset = mapping(stored["dataset"], "dataset")
+    ours = read(CONF / "dataset" / "_loader.yaml")["cache_dir"]
+    theirs = dataset.get("cache_dir", ours)
+    if isinstance(theirs, str) and not Path(theirs).expanduser().is_dir():  # another machine's, and none is made there
+        dataset = {**dataset, "cache_dir": ours}
+    config = _over({**stored, "dataset": dataset, "trust": []}, {}, overrides, whole=True)
+    told = overrides.given & {"dataset", "dataset.root", "dataset.archive", "dataset.cache_dir"}
+    at_home = config.dataset.arguments.get("root") is None and config.loader.cache_dir == ours
+    config = replace(config, may_fetch=bool(told) or at_home)
+    if theirs == config.loader.cache_dir or "dataset.cache_dir" in told:
+        return config
+    note = f"dataset.cache_dir={theirs} of the stored config is not here: {config.loader.cache_dir} is taken"
+    return replace(config, notes=(*config.notes, note))
 
 
 def compose_file(path: Path, overrides: Overrides) -> Config:

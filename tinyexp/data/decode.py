@@ -36,6 +36,10 @@ _NOT_PLAIN = _ORIENTED | {"transparency"}
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
+class UnreadableError(DataError):
+    """The system does not let the file be read: it is missing, forbidden, on a disk that fails."""
+
+
 class UnknownRangeError(ValueError):
     """Pixels whose black and white are not known."""
 
@@ -59,7 +63,7 @@ def decode(path: str, short_side: int | None = None) -> NDArray[np.uint8]:
     Where `short_side` (px) is given and the image's short side is longer, the image is made smaller to that, bilinear
     with antialiasing, a JPEG first by its decoder; the aspect stays. The first frame is taken of several, transparency
     is composited on white, since the colour below it is arbitrary, and an EXIF orientation that cannot be read counts
-    as upright. Raises DataError for whatever cannot be decoded in full.
+    as upright. Raises DataError for whatever cannot be decoded in full, UnreadableError where the system forbids it.
     """
     quieten_pillow()
     try:
@@ -70,7 +74,8 @@ def decode(path: str, short_side: int | None = None) -> NDArray[np.uint8]:
     except MemoryError:  # says nothing of the file
         raise
     except Exception as error:  # Pillow's decoders let through whatever happens in them: struct.error, KeyError, ...
-        raise DataError(f"{path} cannot be decoded: {_tell(path, error)}") from error
+        kind = UnreadableError if isinstance(error, OSError) and error.errno is not None else DataError
+        raise kind(f"{path} cannot be decoded: {_tell(path, error)}") from error
 
 
 def describe(path: str) -> Described:

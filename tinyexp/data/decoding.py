@@ -8,9 +8,12 @@ import os
 import shutil
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tinyexp.data.cores import available_cores
-from tinyexp.data.decode import decode, quieten_pillow
+from tinyexp.data.decode import UnreadableError, decode, quieten_pillow
 from tinyexp.data.filesplit import MEND, FileSplit
 from tinyexp.data.progress import bar
-from tinyexp.data.workers import worker_pool
+from tinyexp.data.workers import end_workers, worker_pool
 from tinyexp.errors import DataError, ResourceError
 
 _CHUNK = 128  # files that a worker decodes before it writes
@@ -93,20 +96,31 @@ def decode_files(split: FileSplit, pixels: Path | None, *, stop: bool) -> Decode
 
 
 def _in_workers(chunks: list[_Chunk], count: int) -> Iterator[list[tuple[int, int] | str]]:
-    done = 0
-    with bar("decoding images") as show, worker_pool(min(available_cores(), len(chunks))) as pool:
-        try:
-            for found in pool.map(_decode_chunk, chunks):
+    """What `_decode_chunk` finds, in the chunks' order; on any error all workers are ended, since it is thrown away."""
+    processes, done = min(available_cores(), len(chunks)), 0
+    pool = worker_pool(processes)
+    waiting: deque[Future[list[tuple[int, int] | str]]] = deque()
+    rest = iter(chunks)
+    try:
+        with bar("decoding images") as show:
+            while done < count:
+                waiting.extend(
+                    pool.submit(_decode_chunk, chunk) for chunk in islice(rest, 2 * processes - len(waiting))
+                )
+                found = waiting.popleft().result()
                 yield found
                 done += len(found)
                 show(done, count)
-        except BrokenProcessPool as error:
-            raise DataError(
-                f"a process that decoded images near {chunks[done // _CHUNK].paths[0]} was killed: for want of memory, "
-                "or by a damaged file, which `python -m tinyexp prepare --verify` then names"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    except BrokenProcessPool as error:
+        end_workers(pool)
+        raise DataError(
+            f"a process that decoded images near {chunks[done // _CHUNK].paths[0]} was killed: for want of memory, or "
+            "by a damaged file, which `python -m tinyexp prepare --verify` then names"
+        ) from error
+    except BaseException:
+        end_workers(pool)
+        raise
+    pool.shutdown()
 
 
 def estimate_size(split: FileSplit) -> int:
@@ -119,7 +133,6 @@ def estimate_size(split: FileSplit) -> int:
 
 def check_room(folder: Path, size: int) -> None:
     """Raises ResourceError where so many bytes have no room on the folder's disk."""
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size * _MARGIN:
         raise ResourceError(
@@ -155,6 +168,8 @@ def _decode_chunk(chunk: _Chunk) -> list[tuple[int, int] | str]:
 def _decode_one(path: str, chunk: _Chunk) -> NDArray[np.uint8] | str:
     try:
         return decode(path, chunk.short_side)
+    except UnreadableError:
+        raise  # the system's no, which may be another one tomorrow: not to be kept as the file's fault
     except DataError as error:
         if chunk.stop:
             raise DataError(f"{error}: {MEND}") from error

@@ -30,12 +30,12 @@ def from_torchvision(name: str, folder: Path, inside: str, *, fetch: bool, cure:
     def build(aside: Path) -> None:
         from torchvision import datasets  # takes a second, and few runs need it
 
-        unpacked = aside.with_name(f"{aside.name}-files")
-        try:
-            getattr(datasets, name)(unpacked, download=True)
-            (unpacked / inside).rename(aside)
-        finally:
-            shutil.rmtree(unpacked, ignore_errors=True)
+        fetched = aside / "fetched"  # in the folder that goes, whatever happens
+        fetched.mkdir(parents=True)
+        getattr(datasets, name)(fetched, download=True)
+        for path in (fetched / inside).iterdir():
+            path.rename(aside / path.name)
+        shutil.rmtree(fetched)
 
     _fetch(name, folder, build, fetch=fetch, cure=cure)
 

@@ -30,7 +30,7 @@ def imagefolder(
     """RGB images of any size; the classes are the folders' names, sorted.
 
     Args:
-        root: the folder; with `archive`, the one into which it is unpacked, as root/ARCHIVE; None: cache_dir/ARCHIVE.
+        root: the folder; with `archive`, the one into which it is unpacked, as root/ARCHIVE; None: cache_dir/unpacked.
         archive: a .zip or .tar of such a folder, unpacked once.
         val_fraction: share of each class that becomes val, where there is no val/; the same for the same `split_seed`.
         fetch: whether the archive may be unpacked now.
@@ -44,6 +44,7 @@ def imagefolder(
     if archive is not None:
         packed = Path(archive).expanduser()
         stem = next((packed.name.removesuffix(end) for end in _PACKED if packed.name.endswith(end)), packed.name)
+        base = base / "unpacked" if root is None else base
         base = base / (stem if stem != packed.name else f"{stem}-unpacked")
         unpack_once(packed, base, fetch=fetch)
     elif root is None:
@@ -76,6 +77,8 @@ def _list(folder: Path, listing: Listing) -> Classes:
     if not folder.is_dir():
         there = sorted(path.name for path in listing.base.iterdir() if path.is_dir())
         raise DataError(f"{folder} is not there, but {', '.join(there[:5]) or 'no folder'}: {_CURE}")
+    if not folder.resolve().is_relative_to(listing.base):
+        raise DataError(f"{folder} is a link that leaves dataset.root={listing.base}: give the folder itself")
     classes = list_classes(folder, listing)
     if not classes:
         raise DataError(f"{folder} has no folder of a class: {_CURE}")

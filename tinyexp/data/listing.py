@@ -23,7 +23,7 @@ class File:
     path: str
     name: str  # below its class's folder, with /
     size: int  # bytes
-    changed: int  # ns
+    changed: int  # ns; ctime, which no program can set back as it can the other times
 
 
 Classes = dict[str, list[File]]
@@ -67,7 +67,7 @@ def list_classes(folder: Path, listing: Listing, inside: str = "") -> Classes:
                 if file.name.lower().endswith(EXTENSIONS):
                     status = file.stat()
                     name = file.path[len(top) + 1 :].replace(os.sep, "/")
-                    images.append(File(file.path, name, status.st_size, status.st_mtime_ns))
+                    images.append(File(file.path, name, status.st_size, status.st_ctime_ns))
                 else:
                     listing.others.append(file.path)
     except OSError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from tinyexp.data.statistics import normalisation
 from tinyexp.data.store import load_source
 from tinyexp.data.transform import Transform
 from tinyexp.dist import Dist
-from tinyexp.errors import ConfigError, DataError
+from tinyexp.errors import ConfigError, DataError, ResourceError
 
 T = TypeVar("T")
 Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
@@ -93,6 +93,7 @@ class Data:
             "image_shape": list(self.image_shape),
             "mean": list(self.mean),
             "std": list(self.std),
+            "num_train": self.num_train,
             "names": list(self.names),
             "fingerprint": self.fingerprint,
         }
@@ -122,7 +123,7 @@ class Data:
             arrays = map(self._fetcher.__getitem__, keys)
             yield from ahead(arrays) if self._ahead else arrays
             return
-        for arrays in self._loader:
+        for arrays in _told(self._loader):
             if isinstance(arrays, DataError):
                 raise arrays
             yield arrays
@@ -196,6 +197,19 @@ class _InWorker(Dataset[Arrays | DataError]):
             return self._fetcher[key]
         except DataError as error:
             return error
+
+
+def _told(items: Iterable[T]) -> Iterator[T]:
+    """Raises ResourceError where a loader process was killed, which torch tells in several ways."""
+    try:
+        yield from items
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            "a loader process was killed, most often for want of memory: try fewer dataset.workers or a smaller "
+            f"train.batch_size ({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 class _Keys(Sampler[Key]):

@@ -42,6 +42,18 @@ class ArraySplit:
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
 
+    def __post_init__(self) -> None:
+        images, labels = np.asarray(self.images), np.asarray(self.labels)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(f"images must be uint8 of (N, H, W, C), got {images.dtype} of {images.shape}")
+        if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels must be whole numbers, one for each of {len(images)} images, "
+                f"got {labels.dtype} of {labels.shape}"
+            )
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+
     def fetch(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self.images[index]
 
@@ -71,6 +83,11 @@ class Source:
         for phase, labels in (("train", self.train.labels), ("val", self.val.labels)):
             if len(labels) == 0:
                 raise DataError(f"the {phase} split needs at least one sample, got none")
+            split = getattr(self, phase)
+            if isinstance(split, ArraySplit) and split.images.shape[3] != self.channels:
+                raise DataError(
+                    f"{phase} images must have channels={self.channels}, got (N, H, W, C) {split.images.shape}"
+                )
             if labels.min() < 0 or labels.max() >= len(self.classes):
                 raise DataError(
                     f"{phase} labels must lie in 0..{len(self.classes) - 1}, one number a class, "
@@ -82,15 +99,14 @@ def list_source(config: Config, *, fetch: bool) -> Source:
     """The data set that the config names, its image files not opened yet.
 
     Args:
-        fetch: whether it may be downloaded or unpacked where it is not there yet. A config that was read back may not,
-            since it would say where to.
+        fetch: whether it may be downloaded or unpacked where it is not there yet.
 
     Raises:
         ConfigError, DataError: wrong arguments, or a data set that is missing or not what it should be.
         NotFetchedError: it would have to be fetched.
     """
     loader = config.loader
-    values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch and config.dataset.trusted)
+    values = (loader.image_size, Path(loader.cache_dir).expanduser(), fetch and config.may_fetch)
     try:
         source = build(config.dataset, config.trust, **dict(zip(OFFERED, values, strict=True)))
     except OSError as error:
@@ -98,6 +114,7 @@ def list_source(config: Config, *, fetch: bool) -> Source:
     if not isinstance(source, Source):
         raise ConfigError(f"dataset._target_={config.dataset.target} must return a Source, got {type(source).__name__}")
     check_channels(source, loader)
+    check_changes(source, loader)
     return source
 
 
@@ -106,6 +123,15 @@ def check_channels(source: Source, loader: LoaderConfig) -> None:
     if len(loader.mean) != source.channels and loader.normalize == "given":
         raise ConfigError(
             f"dataset.mean and dataset.std need {source.channels} numbers, one a channel, got {loader.mean}"
+        )
+
+
+def check_changes(source: Source, loader: LoaderConfig) -> None:
+    """Raises ConfigError where torchvision's changes do not take the data set's channels."""
+    wanted = loader.augment.policy is not None or loader.augment.jitter is not None
+    if wanted and source.channels not in (1, 3):
+        raise ConfigError(
+            f"dataset.augment.policy and dataset.augment.jitter take images of 1 or 3 channels, got {source.channels}"
         )
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from tinyexp.cached import cached
 from tinyexp.config import LoaderConfig
+from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.source import Source, Split
+from tinyexp.data.store import StoredSplit, store_key
 
 _MOST = 10_000  # images looked at, spread evenly: the third digit no longer moves
 _CHUNK = 256
@@ -25,16 +27,20 @@ def normalisation(source: Source, loader: LoaderConfig) -> tuple[Channels, Chann
     if loader.normalize == "given":
         return loader.mean, loader.std
     folder = Path(loader.cache_dir).expanduser() / "statistics"
-    compute = cached(key=["fingerprint", "channels", "most"], ignore=["split"], folder=folder)(_mean_and_std)
-    mean, std = compute(source.train, source.fingerprint, source.channels, _MOST)
+    kept = cached(key=["store", "count", "channels", "most"], ignore=["split"], folder=folder)
+    split = source.train
+    if isinstance(split, (StoredSplit, FileSplit)):
+        store = split.folder.name if isinstance(split, StoredSplit) else store_key(split)
+        mean, std = kept(_mean_and_std)(split, store, len(split.labels), source.channels, _MOST)
+    else:  # in memory, and of whatever a user's own function made of it
+        mean, std = _mean_and_std(split, "", len(split.labels), source.channels, _MOST)
     log.info("dataset.normalize=auto: mean %s, std %s", *(", ".join(f"{x:.4f}" for x in each) for each in (mean, std)))
     return mean, std
 
 
-def _mean_and_std(split: Split, fingerprint: str, channels: int, most: int) -> tuple[Channels, Channels]:
-    """Exact, from counts of each value 0..255."""
-    total = len(split.labels)
-    index = np.arange(min(total, most)) * total // min(total, most)
+def _mean_and_std(split: Split, store: str, count: int, channels: int, most: int) -> tuple[Channels, Channels]:
+    """Exact, from counts of each value 0..255, over `count` samples or as many as `most`, spread evenly."""
+    index = np.arange(min(count, most)) * count // min(count, most)
     counts = np.zeros((channels, 256), np.int64)
     for first in range(0, len(index), _CHUNK):
         images = split.fetch(index[first : first + _CHUNK])

@@ -11,7 +11,6 @@ import secrets
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -93,31 +92,30 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
     if not files:
         return source
     root = Path(loader.cache_dir).expanduser() / "store"
-    folders = {phase: root / _key(split) for phase, split in files.items()}
+    folders = {phase: root / store_key(split) for phase, split in files.items()}
     sizes = {phase: _size(split, folders[phase]) for phase, split in files.items()}
-    made: dict[str, Any] = {}
-    skipped = 0
-    if sum(sizes.values()) > loader.max_gb * 1e9:
+    in_store = sum(sizes.values()) <= loader.max_gb * 1e9
+    if not in_store:
         log.info(
             "the images take %.1f GB when decoded, over dataset.max_gb=%g: they are decoded anew each epoch",
             sum(sizes.values()) / 1e9,
             loader.max_gb,
         )
-        for phase, split in files.items():
-            kept = _kept(source, split, _tried(split, folders[phase], loader), loader, phase)
-            made[phase] = replace(split, paths=tuple(split.paths[i] for i in kept), labels=split.labels[kept])
-            skipped += len(split.labels) - len(kept)
-    else:
-        check_room(root, sum(size for phase, size in sizes.items() if not folders[phase].exists()))
-        for phase, split in files.items():
-            bad = _stored(split, folders[phase], loader)
-            kept = _kept(source, split, bad, loader, phase)
+    made: dict[str, StoredSplit | FileSplit] = {}
+    skipped = 0
+    for phase, split in files.items():
+        bad = (_stored if in_store else _tried)(split, folders[phase], loader)
+        kept = _kept(source, split, bad, loader, phase)
+        skipped += len(bad)
+        if in_store:
             made[phase] = StoredSplit(folders[phase], split.labels[kept])
-            skipped += len(bad)
-    return replace(source, **made, skipped=skipped)
+            made[phase].fetch(kept[:0])  # maps it: from now on the files may be removed
+        else:
+            made[phase] = replace(split, paths=tuple(split.paths[i] for i in kept), labels=split.labels[kept])
+    return replace(source, train=made.get("train", source.train), val=made.get("val", source.val), skipped=skipped)
 
 
-def _key(split: FileSplit) -> str:
+def store_key(split: FileSplit) -> str:
     """Follows from all that the pixels follow from: files, size, and the code and library that decode them."""
     code = inspect.getsource(decode)
     return fingerprint(split.identity, split.short_side or 0, code, PIL.__version__, _VERSION)
@@ -137,6 +135,7 @@ def _stored(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, s
 
     def build(aside: Path) -> None:
         aside.mkdir()
+        check_room(aside, estimate_size(split))
         done = decode_files(split, aside / "pixels", stop=loader.on_error == "stop")
         np.save(aside / "places.npy", done.places)
         _write_about(aside / "store.json", split, done)

@@ -62,7 +62,7 @@ def _place(name: str) -> str | None:
     if parts[0] == _NAME:
         parts = parts[1:]
     boxes = len(parts) == 3 and parts[0] == "train" and parts[2].endswith("_boxes.txt")
-    if boxes or parts[-1].startswith("."):
+    if boxes or not parts or parts[-1].startswith("."):
         return None
     if len(parts) > 2 and parts[-2] == "images" and parts[0] in ("train", "test"):
         del parts[-2]
@@ -79,6 +79,8 @@ def _arrange(folder: Path) -> None:
     present = {path.name for path in images.iterdir()}
     _check_annotated(folder / "val", classes, present)
     for name in sorted(set(classes.values())):
+        if (folder / "val" / name).exists():
+            raise DataError(f"{folder / 'val'} has both images/ and {name}/: which of them counts is not to be told")
         (folder / "val" / name).mkdir()
     for image, name in classes.items():
         (images / image).rename(folder / "val" / name / image)

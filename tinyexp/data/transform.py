@@ -10,8 +10,11 @@ from tinyexp.config import LoaderConfig
 from tinyexp.data import augment, geometry
 from tinyexp.data.source import Images
 
-# each change draws under its own number: one more leaves the others as they are
-_CROP, _FLIP, _POLICY, _ERASE = range(4)
+# Each change has draws of its own: one more leaves those of the others as they are.
+_FLIP = 0
+_CROP = slice(1, 1 + geometry.DRAWS)
+_ERASE = slice(_CROP.stop, _CROP.stop + augment.ERASE_DRAWS)
+_POLICY = 1  # a number beside seed and epoch
 
 
 class Transform:
@@ -30,33 +33,35 @@ class Transform:
     def val(self, images: Images) -> NDArray[np.uint8]:
         size = self._loader.image_size
         resized = geometry.resize_and_centre(images, self._loader.resize or size, size, len(self._fill))
-        if isinstance(images, np.ndarray) and np.may_share_memory(resized, images):  # had the size already
-            return resized.copy()
-        return np.ascontiguousarray(resized)
+        fresh = not (isinstance(images, np.ndarray) and np.may_share_memory(resized, images))  # it had the size already
+        return np.ascontiguousarray(resized) if fresh else resized.copy()
 
     def train(self, images: Images, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
         """The images with these numbers (n,), changed as (seed, epoch, number) say."""
         changes = self._loader.augment
-        out = self._crop(images, index, epoch)
+        draws = seeds.uniform(self._seed, epoch, index=index, draws=self._num_draws)
+        out = self._crop(images, draws[:, _CROP])
         if changes.flip:
-            out = augment.flip(out, self._draws(epoch, _FLIP, index, 1)[:, 0], changes.flip)
+            out = augment.flip(out, draws[:, _FLIP], changes.flip)
         if self._policy.wanted:
             out = self._policy(out, seeds.keys(self._seed, epoch, _POLICY, index=index))
         if changes.erase:
-            draws = self._draws(epoch, _ERASE, index, augment.ERASE_DRAWS)
-            out = augment.erase(out, draws, changes.erase, self._fill)
+            out = augment.erase(out, draws[:, _ERASE], changes.erase, self._fill)
         return out
 
-    def _crop(self, images: Images, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
+    @property
+    def _num_draws(self) -> int:
+        """How many numbers an image takes: each change's own, up to the last that is wanted."""
+        changes = self._loader.augment
+        crop = {None: 0, "pad": 2, "random_resized": geometry.DRAWS}[changes.crop]
+        return _ERASE.stop if changes.erase else _CROP.start + crop
+
+    def _crop(self, images: Images, draws: NDArray[np.float64]) -> NDArray[np.uint8]:
         changes, size = self._loader.augment, self._loader.image_size
         if changes.crop == "random_resized":
-            draws = self._draws(epoch, _CROP, index, geometry.DRAWS)
             boxes = geometry.random_boxes(geometry.sizes_of(images), draws, changes.scale, changes.ratio)
             return geometry.crop_and_resize(images, boxes, size, len(self._fill))
-        out = self.val(images)
         if changes.crop == "pad":
-            out = augment.pad_and_crop(out, self._draws(epoch, _CROP, index, 2), changes.padding)
-        return out
-
-    def _draws(self, epoch: int, change: int, index: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-        return seeds.uniform(self._seed, epoch, change, index=index, draws=count)
+            resized = geometry.resize_and_centre(images, self._loader.resize or size, size, len(self._fill))
+            return augment.pad_and_crop(resized, draws[:, :2], changes.padding)
+        return self.val(images)

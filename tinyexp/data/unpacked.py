@@ -37,6 +37,9 @@ def unpack_once(
         DataError: no such archive, one that is refused, or a folder that is of another one.
         NotFetchedError: it would have to be unpacked.
     """
+    if folder.exists() and not archive.exists() and _read_mark(folder).get("name") == archive.name:
+        log.info("dataset.archive=%s is not here, and was unpacked to %s: that is taken", archive, folder)
+        return
     if not archive.is_file():
         raise DataError(f"dataset.archive={archive} is not a file: give the path of a .zip or .tar")
     if folder.exists():
@@ -66,16 +69,23 @@ def _identity(archive: Path) -> dict[str, object]:
     return {"name": archive.name, "size": status.st_size, "changed": status.st_mtime_ns}
 
 
-def _check_same(archive: Path, folder: Path) -> None:
+def _read_mark(folder: Path) -> dict[str, object]:
+    """What is known of the archive that was unpacked there; nothing where none was."""
     try:
         mark = json.loads((folder / _MARK).read_bytes())
-        same = _identity(archive).items() <= mark.items() or mark["sha256"] == sha256(archive)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
+def _check_same(archive: Path, folder: Path) -> None:
+    mark = _read_mark(folder)
+    if "sha256" not in mark:
         raise DataError(
             f"{folder} is there already and was not unpacked from dataset.archive={archive}: leave dataset.archive out "
             "to use it as it is, or give another dataset.root"
-        ) from None
-    if not same:
+        )
+    if not _identity(archive).items() <= mark.items() and mark["sha256"] != sha256(archive):
         raise DataError(
             f"{folder} was unpacked from another archive than {archive}: remove it, or give another dataset.root"
         )

@@ -35,6 +35,13 @@ def worker_pool(processes: int) -> ProcessPoolExecutor:
     return pool
 
 
+def end_workers(pool: ProcessPoolExecutor) -> None:
+    """At once, whatever they are at; the pool's own shutdown waits for them, and may for ever where one was killed."""
+    for process in list((pool._processes or {}).values()):  # Python 3.14 has a public kill_workers
+        process.kill()
+    pool.shutdown()
+
+
 def map_tasks(
     function: Callable[[Task], Answer],
     tasks: Sequence[Task],
@@ -85,8 +92,10 @@ def _run_until_a_death(
                 yield from _collect(future, running.pop(future), suspects)
         for future, first in running.items():  # without a wait to speak of: the pool is broken
             yield from _collect(future, first, suspects)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    except BaseException:
+        end_workers(pool)
+        raise
+    pool.shutdown()
 
 
 def _collect(future: Future[list[Answer]], first: int, suspects: list[int]) -> Iterator[tuple[int, list[Answer]]]:

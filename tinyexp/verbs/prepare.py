@@ -20,7 +20,7 @@ from tinyexp.data.store import decoded
 from tinyexp.data.verify import report_table, verify
 from tinyexp.errors import ConfigError, DataError, TinyexpError
 from tinyexp.files import refusal, write_json
-from tinyexp.log import make_console, start_terminal
+from tinyexp.log import make_console, terminal
 
 _REPORT = "verify.json"
 
@@ -28,9 +28,13 @@ _REPORT = "verify.json"
 def main(paths: Sequence[str], overrides: list[str], options: dict[str, str]) -> None:
     """Raises ConfigError or DataError for a data set that cannot be trained on."""
     config = compose_run(overrides)
-    start_terminal(config.log.level)
     if "out" in options and "verify" not in options:
         raise ConfigError("--out FILE is for --verify's report: give --verify too")
+    with terminal(config.log.level):
+        _prepare(config, options)
+
+
+def _prepare(config: Config, options: dict[str, str]) -> None:
     try:
         source = list_source(config, fetch=True)
     except ListingError as error:

@@ -10,14 +10,14 @@ from tinyexp.data.loader import Data
 from tinyexp.data.store import load_source
 from tinyexp.dist import process_group
 from tinyexp.engine import TrainState, evaluate, train_epoch
-from tinyexp.log import start_terminal
+from tinyexp.log import terminal
 from tinyexp.run import Run
 
 
 def train(config: Config) -> None:
     """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
-    start_terminal(config.log.level)
-    source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
+    with terminal(config.log.level):
+        source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
     with process_group(config.hw) as dist, Run.open(config, dist) as run, Data(source, config, dist) as data:
         state = TrainState.build(config, data, dist)
         run.restore(state, data)
