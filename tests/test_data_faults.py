@@ -88,13 +88,18 @@ def test_a_killed_loader_process_is_one_message(tmp_path: Path, start_method: st
         "train.batch_size=2",
     ]
     config = compose([*words, f"dataset.start_method={start_method}", "dataset.image_size=8"])
-    with Data(decoded(list_source(config, fetch=False), config.loader), config, ALONE) as data:
-        batches = data.train(0)
-        next(batches)
-        own = [pid for pid in children() if pid not in before]
-        os.kill(max(own), signal.SIGKILL)  # the last that was started: spawn has a tracker too
-        with pytest.raises(ResourceError, match=r"a loader process was killed.*fewer dataset\.workers"):
+    source = decoded(list_source(config, fetch=False), config.loader)
+
+    def lose_one() -> None:
+        with Data(source, config, ALONE) as data:
+            batches = data.train(0)
+            next(batches)
+            own = [pid for pid in children() if pid not in before]
+            os.kill(max(own), signal.SIGKILL)  # the last that was started: spawn has a tracker too
             list(batches)
+
+    with pytest.raises(ResourceError, match=r"a loader process was killed.*fewer dataset\.workers"):
+        lose_one()
 
 
 def test_what_the_system_forbids_is_not_kept_as_the_images_fault(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -36,7 +36,10 @@ Arrays = tuple[Tensor, Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,)
 
 
 class Data:
-    """A data set as a run sees it: what it is, and its batches. A context: at its end the loader processes are gone."""
+    """A data set as a run sees it: what it is, and its batches.
+
+    A context: at its end the loader processes are gone. It raises ResourceError where one of them was killed.
+    """
 
     def __init__(self, source: Source, config: Config, dist: Dist) -> None:
         loader, train = config.loader, config.train
@@ -70,6 +73,13 @@ class Data:
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
+            lost = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in str(error)
+            if lost:  # torch tells it in several ways, and from a signal handler wherever the program is
+                told = " ".join(str(error).split())[:200]
+                raise ResourceError(
+                    "a loader process was killed, most often for want of memory: try fewer dataset.workers or a "
+                    f"smaller train.batch_size ({told})"
+                ) from error
 
     def train(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step of an epoch, from step `start` on."""
@@ -123,7 +133,7 @@ class Data:
             arrays = map(self._fetcher.__getitem__, keys)
             yield from ahead(arrays) if self._ahead else arrays
             return
-        for arrays in _told(self._loader):
+        for arrays in self._loader:
             if isinstance(arrays, DataError):
                 raise arrays
             yield arrays
@@ -197,19 +207,6 @@ class _InWorker(Dataset[Arrays | DataError]):
             return self._fetcher[key]
         except DataError as error:
             return error
-
-
-def _told(items: Iterable[T]) -> Iterator[T]:
-    """Raises ResourceError where a loader process was killed, which torch tells in several ways."""
-    try:
-        yield from items
-    except (RuntimeError, ConnectionError, EOFError) as error:
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        raise ResourceError(
-            "a loader process was killed, most often for want of memory: try fewer dataset.workers or a smaller "
-            f"train.batch_size ({' '.join(str(error).split())[:200]})"
-        ) from error
 
 
 class _Keys(Sampler[Key]):
