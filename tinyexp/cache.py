@@ -18,12 +18,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from tinyexp.errors import ResourceError, TinyexpError
 from tinyexp.files import refusal
 
+_FEW = 100  # files that are flushed one by one
 _POLL = 0.1  # seconds between two looks at a lock that another process holds
 _BEAT = 2.0  # seconds between two signs of life of the one who builds
 _PATIENCE = 60.0  # seconds without a sign of life, after which one who waits gives up
@@ -71,10 +73,7 @@ def build_once(
         try:
             _build(build, aside, path, setting)
             with _told(path, setting):
-                if aside.is_dir():
-                    os.sync()  # to flush each of 100,000 files takes minutes
-                else:
-                    _flush(aside)
+                _flush_all(aside)
                 aside.rename(path)
                 _flush(path.parent)
         except BaseException:
@@ -248,6 +247,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def _flush_all(path: Path) -> None:
+    files = [path] if path.is_file() else list(islice(path.rglob("*"), _FEW + 1))
+    if len(files) > _FEW:
+        os.sync()  # to flush each of 100,000 files takes minutes
+    else:
+        for file in files:
+            _flush(file)
 
 
 def _flush(path: Path) -> None:

@@ -27,22 +27,24 @@ ERASE_DRAWS = 2 * _ERASE_TRIES + 3
 def pad_and_crop(images: NDArray[np.uint8], draws: NDArray[np.float64], padding: int) -> NDArray[np.uint8]:
     """(n, H, W, C) moved by up to `padding` px down and right or up and left (n, 2), black coming in at the edge."""
     count, height, width, channels = images.shape
-    padded = _black((count, height + 2 * padding, (width + 2 * padding) * channels), edge=(padding, padding * channels))
+    padded, windows = _black(count, (height, width * channels), (padding, padding * channels))
     inside = slice(padding * channels, (padding + width) * channels)
-    padded[:, padding : padding + height, inside] = images.reshape(count, height, width * channels)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width * channels), axis=(1, 2))
+    padded[:count, padding : padding + height, inside] = images.reshape(count, height, width * channels)
     top, left = (draws * (2 * padding + 1)).astype(np.int64).T
     cut: NDArray[np.uint8] = windows[np.arange(count), top, left * channels]
     return cut.reshape(images.shape)
 
 
-def _black(shape: tuple[int, int, int], edge: tuple[int, int]) -> NDArray[np.uint8]:
-    """Room for padded images, black at the edge; kept by each thread: making it anew takes four times as long."""
-    kept: NDArray[np.uint8] | None = getattr(_kept, "frame", None)
-    if kept is None or _kept.edge != edge or kept.shape[1:] != shape[1:] or len(kept) < shape[0]:
-        _kept.frame, _kept.edge = np.zeros(shape, np.uint8), edge
-    frame: NDArray[np.uint8] = _kept.frame[: shape[0]]
-    return frame
+def _black(count: int, inside: tuple[int, int], edge: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Room for at least `count` padded images, black at the edge, and its windows of the size inside.
+
+    Each thread's is kept: making it anew takes four times as long as the cropping.
+    """
+    if getattr(_kept, "sizes", None) != (inside, edge) or len(_kept.frame) < count:
+        _kept.sizes = inside, edge
+        _kept.frame = np.zeros((count, *(size + 2 * each for size, each in zip(inside, edge, strict=True))), np.uint8)
+        _kept.windows = np.lib.stride_tricks.sliding_window_view(_kept.frame, inside, axis=(1, 2))
+    return _kept.frame, _kept.windows
 
 
 def flip(images: NDArray[np.uint8], draws: NDArray[np.float64], probability: float) -> NDArray[np.uint8]:

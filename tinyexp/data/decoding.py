@@ -20,15 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tinyexp.data.cores import available_cores
 from tinyexp.data.decode import UnreadableError, decode, quieten_pillow
 from tinyexp.data.filesplit import MEND, FileSplit
 from tinyexp.data.progress import bar
-from tinyexp.data.workers import end_workers, worker_pool
+from tinyexp.data.workers import Workers
 from tinyexp.errors import DataError, ResourceError
 
 _CHUNK = 128  # files that a worker decodes before it writes
-_LOOKED_AT = 500  # files whose heads are read to tell how large all are
+_LOOKED_AT = 100  # files whose heads are read to tell how large all are
 _MARGIN = 1.05  # so many times what was estimated must be free
 _WAIT = 0.0005  # seconds between two looks whether the chunk before has told where it ends
 
@@ -57,7 +56,7 @@ class _Chunk:
         return self.pixels.with_name("ends")
 
 
-def decode_files(split: FileSplit, pixels: Path | None, *, stop: bool) -> Decoded:
+def decode_files(split: FileSplit, pixels: Path | None, workers: Workers, *, stop: bool) -> Decoded:
     """Decode each file once and write its pixels (H, W, 3) to a new file; or only try them, where that is None.
 
     Raises:
@@ -79,7 +78,7 @@ def decode_files(split: FileSplit, pixels: Path | None, *, stop: bool) -> Decode
         chunks[0].ends.write_bytes(bytes(8 * len(chunks)))
     sizes: list[tuple[int, int]] = []
     bad: dict[int, str] = {}
-    for found in _in_workers(chunks, count):
+    for found in _in_workers(chunks, count, workers):
         for size in found:
             if isinstance(size, str):
                 bad[len(sizes) + len(bad)] = size
@@ -95,32 +94,24 @@ def decode_files(split: FileSplit, pixels: Path | None, *, stop: bool) -> Decode
     return Decoded(places=places, bad=bad, size=int(lengths.sum()))
 
 
-def _in_workers(chunks: list[_Chunk], count: int) -> Iterator[list[tuple[int, int] | str]]:
-    """What `_decode_chunk` finds, in the chunks' order; on any error all workers are ended, since it is thrown away."""
-    processes, done = min(available_cores(), len(chunks)), 0
-    pool = worker_pool(processes)
+def _in_workers(chunks: list[_Chunk], count: int, workers: Workers) -> Iterator[list[tuple[int, int] | str]]:
+    """What `_decode_chunk` finds, in the chunks' order; few are sent ahead, so that little is left when one fails."""
     waiting: deque[Future[list[tuple[int, int] | str]]] = deque()
-    rest = iter(chunks)
+    rest, done = iter(chunks), 0
     try:
         with bar("decoding images") as show:
             while done < count:
-                waiting.extend(
-                    pool.submit(_decode_chunk, chunk) for chunk in islice(rest, 2 * processes - len(waiting))
-                )
+                more = islice(rest, 2 * workers.processes - len(waiting))
+                waiting.extend(workers.pool.submit(_decode_chunk, chunk) for chunk in more)
                 found = waiting.popleft().result()
                 yield found
                 done += len(found)
                 show(done, count)
     except BrokenProcessPool as error:
-        end_workers(pool)
         raise DataError(
             f"a process that decoded images near {chunks[done // _CHUNK].paths[0]} was killed: for want of memory, or "
             "by a damaged file, which `python -m tinyexp prepare --verify` then names"
         ) from error
-    except BaseException:
-        end_workers(pool)
-        raise
-    pool.shutdown()
 
 
 def estimate_size(split: FileSplit) -> int:
@@ -160,8 +151,8 @@ def _decode_chunk(chunk: _Chunk) -> list[tuple[int, int] | str]:
             _tell_end(chunk, 0)  # others wait for it
         raise
     if chunk.pixels:
-        content = b"".join(image.data for image in images if not isinstance(image, str))
-        _write_at(chunk.pixels, content, _tell_end(chunk, len(content)))
+        parts = [image.data.cast("B") for image in images if not isinstance(image, str)]
+        _write_at(chunk.pixels, parts, _tell_end(chunk, sum(map(len, parts))))
     return [image if isinstance(image, str) else image.shape[:2] for image in images]
 
 
@@ -192,12 +183,14 @@ def _end_of(ends: mmap.mmap, number: int) -> int:
     return int(struct.unpack_from("q", ends, 8 * number)[0])
 
 
-def _write_at(path: Path, content: bytes, begin: int) -> None:
+def _write_at(path: Path, parts: list[memoryview], begin: int) -> None:
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        rest = memoryview(content)
-        while rest:
+        written = os.pwritev(descriptor, parts, begin) if parts else 0
+        rest = memoryview(b"".join(parts))[written:] if written < sum(map(len, parts)) else b""
+        while rest:  # the system took a part: the disk is full, as the next try will tell
+            begin += written
             written = os.pwrite(descriptor, rest, begin)
-            rest, begin = rest[written:], begin + written
+            rest = rest[written:]
     finally:
         os.close(descriptor)

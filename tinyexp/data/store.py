@@ -22,6 +22,7 @@ from tinyexp.data import decode
 from tinyexp.data.decoding import Decoded, check_room, decode_files, estimate_size
 from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.source import Images, Source, fingerprint, list_source
+from tinyexp.data.workers import Workers
 from tinyexp.errors import DataError
 
 _VERSION = 1  # of the files below
@@ -103,10 +104,15 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
         )
     made: dict[str, StoredSplit | FileSplit] = {}
     skipped = 0
+    stop = loader.on_error == "stop"
+    with Workers() as workers:
+        if in_store:
+            bad = {phase: _stored(split, folders[phase], sizes[phase], workers, stop) for phase, split in files.items()}
+        else:
+            bad = {phase: _tried(split, folders[phase], workers, stop) for phase, split in files.items()}
     for phase, split in files.items():
-        bad = (_stored if in_store else _tried)(split, folders[phase], loader)
-        kept = _kept(source, split, bad, loader, phase)
-        skipped += len(bad)
+        kept = _kept(source, split, bad[phase], loader, phase)
+        skipped += len(bad[phase])
         if in_store:
             made[phase] = StoredSplit(folders[phase], split.labels[kept])
             made[phase].fetch(kept[:0])  # maps it: from now on the files may be removed
@@ -128,15 +134,15 @@ def _size(split: FileSplit, folder: Path) -> int:
         return estimate_size(split)
 
 
-def _stored(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, str]:
-    """Make the store if it is not there. Returns why images are not in it, by number."""
+def _stored(split: FileSplit, folder: Path, size: int, workers: Workers, stop: bool) -> dict[int, str]:
+    """Make the store, of about `size` bytes, if it is not there. Returns why images are not in it, by number."""
     if folder.exists() and not _is_whole(folder):
         _discard(folder)
 
     def build(aside: Path) -> None:
         aside.mkdir()
-        check_room(aside, estimate_size(split))
-        done = decode_files(split, aside / "pixels", stop=loader.on_error == "stop")
+        check_room(aside, size)
+        done = decode_files(split, aside / "pixels", workers, stop=stop)
         np.save(aside / "places.npy", done.places)
         _write_about(aside / "store.json", split, done)
 
@@ -144,9 +150,9 @@ def _stored(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, s
     return _read_bad(folder / "store.json")
 
 
-def _tried(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, str]:
+def _tried(split: FileSplit, folder: Path, workers: Workers, stop: bool) -> dict[int, str]:
     """Under dataset.on_error=skip, try once which images can be decoded: an epoch's samples are known before it."""
-    if loader.on_error == "stop":
+    if stop:
         return {}
     path = folder.with_suffix(".json")
     try:
@@ -155,7 +161,11 @@ def _tried(split: FileSplit, folder: Path, loader: LoaderConfig) -> dict[int, st
         pass
     except (ValueError, LookupError, TypeError, AttributeError):
         _discard(path)
-    build_once(path, lambda aside: _write_about(aside, split, decode_files(split, None, stop=False)), what="a list")
+
+    def build(aside: Path) -> None:
+        _write_about(aside, split, decode_files(split, None, workers, stop=False))
+
+    build_once(path, build, what="the list of images that can be decoded")
     return _read_bad(path)
 
 

@@ -11,8 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
 from multiprocessing import connection
 from typing import TypeVar
+
+from tinyexp.data.cores import available_cores
 
 _CHUNK = 64  # tasks sent at once: some 10 ms of small images, so that sending does not count
 
@@ -40,6 +43,24 @@ def end_workers(pool: ProcessPoolExecutor) -> None:
     for process in list((pool._processes or {}).values()):  # Python 3.14 has a public kill_workers
         process.kill()
     pool.shutdown()
+
+
+class Workers:
+    """As many as there are cores, begun when first asked for; on any error within the context ended at once."""
+
+    def __init__(self) -> None:
+        self.processes = available_cores()
+
+    def __enter__(self) -> Workers:
+        return self
+
+    @cached_property
+    def pool(self) -> ProcessPoolExecutor:
+        return worker_pool(self.processes)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if "pool" in self.__dict__:
+            end_workers(self.pool) if kind else self.pool.shutdown()
 
 
 def map_tasks(
