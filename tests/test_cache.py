@@ -208,7 +208,7 @@ def test_killed_while_another_waits(tmp_path: Path, start: Start) -> None:
 def test_killed_at_each_moment(tmp_path: Path, start: Start, moments: int) -> None:
     """Each in turn, on what the one before has left; and where it is killed twice there, too."""
     path = tmp_path / "store/images"
-    for place in (("Path", "mkdir"), ("cache", "_beat"), ("cache", "_build"), ("os", "sync"), ("Path", "rename")):
+    for place in (("Path", "mkdir"), ("cache", "_beat"), ("cache", "_build"), ("os", "fsync"), ("Path", "rename")):
         for _ in range(moments):
             child = start("images", kill_at=place)
             ended(child)
@@ -356,11 +356,12 @@ def test_what_is_there_is_only_looked_at(tmp_path: Path, there: Callable[[Path],
     assert tmp_path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("build", [write, write_folder])
+@pytest.mark.parametrize(("build", "few", "first"), [(write, 100, 1), (write_folder, 100, 0), (write_folder, 1, 0)])
 def test_flushed_before_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: Callable[[Path], None], few: int, first: int
 ) -> None:
-    """And its name is flushed before any other process can take the lock."""
+    """And its name is flushed before any other process can take the lock; many files all at once."""
+    monkeypatch.setattr(cache, "_FEW", few)
     events: list[tuple[str, bool, bool]] = []
 
     def watch(owner: Any, name: str) -> None:
@@ -376,8 +377,9 @@ def test_flushed_before_it_has_its_name(
     for owner, name in ((os, "fsync"), (os, "sync"), (cache, "_remove_lock")):
         watch(owner, name)
     build_once(tmp_path / "x", build, "it")
-    first = "fsync" if build is write else "sync"
-    assert events == [(first, False, True), ("fsync", True, True), ("_remove_lock", True, False)]
+    files = first or len(list((tmp_path / "x").rglob("*")))
+    flushed = [("fsync", False, True)] * files if first or files <= few else [("sync", False, True)]
+    assert events == [*flushed, ("fsync", True, True), ("_remove_lock", True, False)]
 
 
 def test_leftovers_of_the_dead_only(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_an_interrupt_ends_the_workers_at_once(tmp_path: Path, monkeypatch: pyte
     assert not any((tmp_path / "cache/store").iterdir())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the pipes that torch leaves then
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="children are found in /proc")
 @pytest.mark.parametrize("start_method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_killed_loader_process_is_one_message(tmp_path: Path, start_method: str) -> None:

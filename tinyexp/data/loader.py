@@ -71,15 +71,20 @@ class Data:
     ) -> None:
         # DataLoader has no public end; left to the interpreter's, it comes after waiting five seconds for each process.
         iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
+        if iterator is None:
+            return
+        try:
             iterator._shutdown_workers()
-            lost = isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in str(error)
-            if lost:  # torch tells it in several ways, and from a signal handler wherever the program is
-                told = " ".join(str(error).split())[:200]
-                raise ResourceError(
-                    "a loader process was killed, most often for want of memory: try fewer dataset.workers or a "
-                    f"smaller train.batch_size ({told})"
-                ) from error
+        except RuntimeError as another:  # torch's signal handler speaks wherever the program is, here too
+            if "DataLoader worker" not in str(another):
+                raise
+            error = another
+        if isinstance(error, (ConnectionError, EOFError)) or "DataLoader worker" in str(error):
+            told = " ".join(str(error).split())[:200]
+            raise ResourceError(
+                "a loader process was killed, most often for want of memory: try fewer dataset.workers or a smaller "
+                f"train.batch_size ({told})"
+            ) from error
 
     def train(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step of an epoch, from step `start` on."""
