@@ -15,7 +15,7 @@ from helpers import ALONE, LEAN, PLAIN, train, write_image
 
 from tinyexp.__main__ import main
 from tinyexp.compose import compose, compose_run
-from tinyexp.data import decoding
+from tinyexp.data import decoding, statistics
 from tinyexp.data.cores import available_cores
 from tinyexp.data.decode import decode
 from tinyexp.data.folder import imagefolder
@@ -246,3 +246,17 @@ def test_two_do_not_count_each_others_room(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(decoding.shutil, "disk_usage", lambda path: pytest.fail("nothing is to be made"))
     decoded(imagefolder(root=str(root), cache_dir=tmp_path), loader)
     assert available_cores() >= 1
+
+
+def test_eval_normalises_as_the_network_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where mean and deviation were computed: not anew, of the data that it is given now."""
+    words = ["dataset=imagefolder", "dataset.image_size=28", "dataset.normalize=auto", "train.batch_size=4"]
+    dark, bright = (make_folder(tmp_path / str(value), brightness=value) for value in (20, 200))
+    cache = f"dataset.cache_dir={tmp_path}/cache"
+    run = train(tmp_path / "run", *words, f"dataset.root={dark}", cache, "train.epochs=1")
+    monkeypatch.setattr(statistics, "_mean_and_std", None)
+    assert main(["eval", str(run), f"dataset.root={bright}"]) == 0
+    assert main(["eval", str(run), "dataset.normalize=given"]) == 2
+    assert "dataset.normalize changes nothing in eval" in capsys.readouterr().err

@@ -65,7 +65,7 @@ def test_in_a_step(tmp_path: Path, uncut: Path, number: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("fault", "step"),
     [
-        pytest.param(Fault("tinyexp.verbs.train.load_data", terminate), 1, id="start-up"),
+        pytest.param(Fault("tinyexp.verbs.train.Data", terminate), 1, id="start-up"),
         pytest.param(Fault("tinyexp.engine.EvalSums.add", terminate), STEPS, id="val"),
         pytest.param(Fault("tinyexp.engine.EvalSums.scores", terminate), STEPS, id="after val"),
         pytest.param(Fault("torch.save", terminate, nth=4), 5, id="copying"),
@@ -105,7 +105,7 @@ def test_second_signal_leaves_at_once(tmp_path: Path, uncut: Path) -> None:
 
 
 def test_second_signal_before_there_is_a_checkpoint(tmp_path: Path) -> None:
-    child = start(tmp_path, *SMALL, faults=[Fault("tinyexp.verbs.train.load_data", pause)]).until_paused()
+    child = start(tmp_path, *SMALL, faults=[Fault("tinyexp.verbs.train.Data", pause)]).until_paused()
     child.send(signal.SIGTERM)
     child.send(signal.SIGUSR1)
     assert child.wait(10).code == 1

@@ -16,7 +16,7 @@ from tinyexp.overrides import parse
 from tinyexp.saved import find_checkpoint
 from tinyexp.stored import check_run, check_stored, recompose
 
-_NOT_HERE = {"dataset.mean", "dataset.std", "run.dir", "resume", "init_from", "config_file"}
+_NOT_HERE = {"dataset.mean", "dataset.std", "dataset.normalize", "run.dir", "resume", "init_from", "config_file"}
 
 
 def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> None:
@@ -47,7 +47,7 @@ def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scor
     """
     config = recompose(checkpoint["config"], overrides)
     known = checkpoint["data"]
-    loader = replace(config.loader, mean=tuple(known["mean"]), std=tuple(known["std"]))
+    loader = replace(config.loader, normalize="given", mean=tuple(known["mean"]), std=tuple(known["std"]))
     with process_group(config.hw) as dist, load_data(replace(config, loader=loader), dist) as data:
         if list(data.classes) != known["classes"]:
             raise ConfigError(
