@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -37,6 +38,21 @@ class RunDirectory:
         """
         self._config = config
         console = start_terminal(config.log.level)
+        with contextlib.ExitStack() as undone:
+            undone.callback(stop_logging)
+            self._take(config)
+            undone.pop_all()
+        self._display = Display(console)
+        self._recorder: Recorder | None = None
+        if not self._existed:
+            write_text(self.path / "config.yaml", config.text)
+        own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
+        tree = config_tree(str(self.path), own)
+        _log.info("%s", plain_text(tree), extra=drawn(tree))
+        for note in config.notes:
+            _log.info("%s", note)
+
+    def _take(self, config: Config) -> None:
         self.path, self._existed = _make(config)
         self.checkpoints = self.path / "checkpoints"
         try:
@@ -47,15 +63,6 @@ class RunDirectory:
             self._checkpointer = Checkpointer(self.checkpoints, config.ckpt.keep)
         except OSError as error:
             raise _no_place(self.path, error) from error
-        self._display = Display(console)
-        self._recorder: Recorder | None = None
-        if not self._existed:
-            write_text(self.path / "config.yaml", config.text)
-        own = {key: value for key, value in config.plain.items() if value not in (None, []) and key != "sweep"}
-        tree = config_tree(str(self.path), own)
-        _log.info("%s", plain_text(tree), extra=drawn(tree))
-        for note in config.notes:
-            _log.info("%s", note)
 
     def read_resumed(self) -> bytes | None:
         """The checked bytes of the checkpoint to go on from; None where a run begins.
