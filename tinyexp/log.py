@@ -123,8 +123,9 @@ def terminal(level: str) -> Iterator[None]:
 
 
 def stop_logging() -> None:
-    """Close all handlers."""
+    """Close all handlers, and leave the logger as it was found."""
     _LOGGER.propagate = True
+    _LOGGER.setLevel(logging.NOTSET)
     for handler in list(_LOGGER.handlers):
         _LOGGER.removeHandler(handler)
         handler.close()
