@@ -32,12 +32,12 @@ from tinyexp.config import (
     TrainConfig,
     changed_keys,
     flatten,
-    parse,
 )
 from tinyexp.errors import ConfigError
 from tinyexp.overrides import CONF, choices
 from tinyexp.parts import check_parts
 from tinyexp.stored import recompose
+from tinyexp.typed import parse
 
 OWN: dict[str, tuple[type, dict[str, Any]]] = {  # each dataclass of ours, with values that are right
     "train": (TrainConfig, PLAIN.plain["train"]),

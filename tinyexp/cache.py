@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tinyexp.errors import ResourceError, TinyexpError
-from tinyexp.files import refusal
+from tinyexp.files import flush, refusal
 
 _FEW = 100  # files that are flushed one by one
 _POLL = 0.1  # seconds between two looks at a lock that another process holds
@@ -75,7 +75,7 @@ def build_once(
             with _told(path, setting):
                 _flush_all(aside)
                 aside.rename(path)
-                _flush(path.parent)
+                flush(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 _remove(aside)
@@ -255,15 +255,7 @@ def _flush_all(path: Path) -> None:
         os.sync()  # to flush each of 100,000 files takes minutes
     else:
         for file in files:
-            _flush(file)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            flush(file)
 
 
 def _begin_anew() -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyexp.config import SLOTS, Config, blaming, changed_keys, flatten, typed
+from tinyexp.config import SLOTS, Config, blaming, changed_keys, flatten
 from tinyexp.errors import ConfigError
 from tinyexp.hydraconf import by_hydra, to_plain
 from tinyexp.overrides import Overrides, jobs, parse
 from tinyexp.plainfile import read
 from tinyexp.saved import find_checkpoint
 from tinyexp.stored import compose_file, read_config_file, recompose
+from tinyexp.typed import typed
 from tinyexp.validate import group_files, mapping, validate
 
 

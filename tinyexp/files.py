@@ -38,7 +38,7 @@ def written_aside(path: Path, previous: Path | None = None) -> Iterator[BinaryIO
         if previous and path.exists():
             _keep(path, previous)
         aside.replace(path)
-        _flush_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         told = f"{path} could not be written: {error.strerror}. What stood there before is as it was"
@@ -97,9 +97,9 @@ def _keep(path: Path, previous: Path) -> None:
         link.unlink(missing_ok=True)  # it is still there where both were one file already, too
 
 
-def _flush_folder(folder: Path) -> None:
-    """Without it, a power loss may undo the renaming."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """A file's bytes, or a folder's names, to the disk: without it, a power loss may undo them."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -12,11 +12,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyexp.config import SLOTS, Component, Config, blaming, flatten, typed
+from tinyexp.config import SLOTS, Component, Config, blaming, flatten
 from tinyexp.errors import ConfigError
 from tinyexp.hydraconf import apply, by_hydra, to_plain
 from tinyexp.overrides import CONF, GROUPS, Overrides, parse, word
 from tinyexp.plainfile import read
+from tinyexp.typed import typed
 from tinyexp.validate import mapping, named_by_conf, validate
 
 # What a config_file does not say: whom to trust, and where the runs of whoever reads it go

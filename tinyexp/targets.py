@@ -17,8 +17,9 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tinyexp.config import Component, LoaderConfig, typed
+from tinyexp.config import Component, LoaderConfig
 from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.typed import typed
 
 # Where a function may come from that a file read back names; classes may come from all of these packages.
 _FUNCTIONS = {

@@ -24,15 +24,13 @@ from tinyexp.config import (
     HwConfig,
     LoaderConfig,
     LogConfig,
-    Rule,
     RunConfig,
     SweepConfig,
     TrainConfig,
-    parse,
-    typed,
 )
 from tinyexp.errors import ConfigError, did_you_mean
 from tinyexp.plainfile import read
+from tinyexp.typed import Rule, parse, typed
 
 OWN = {
     "train": TrainConfig,
