@@ -73,6 +73,8 @@ def main() -> None:
 
             split = [batches[0] for batches in data.train(0)]
             images = torch.cat([batch.images for batch in split]).float().div(255).sub(0.31).div(0.32)
+            # both in one layout, (N, C, H, W): with one channel, strides of another pass for it
+            images = images.flatten().view(-1, *data.image_shape)
             bare = bare_loop(images, torch.cat([batch.labels for batch in split]), options.batch)
             loops = {"bare": bare, "tinyexp": ours}
             times: dict[str, list[float]] = {name: [] for name in loops}

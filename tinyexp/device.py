@@ -121,7 +121,7 @@ class Normalizer:
         if self._buffer.shape != images.shape:
             with torch.inference_mode(False):
                 self._make_buffer(images)
-        if images.device.type != "cpu":
+        if images.device.type != "cpu" or images.numel() <= _IN_CACHE:
             return torch.sub(images, self._mean, out=self._buffer).mul_(self._scale)
         # a few images at a time, which stay in the cache between the three
         for part, (buffer, flat) in zip(images.split(self._rows), self._parts, strict=True):

@@ -39,6 +39,8 @@ class Transform:
     def train(self, images: Images, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
         """The images with these numbers (n,), changed as (seed, epoch, number) say."""
         changes = self._loader.augment
+        if not (changes.crop or changes.flip or changes.erase or self._policy.wanted):
+            return self.val(images)
         draws = seeds.uniform(self._seed, epoch, index=index, draws=self._num_draws)
         out = self._crop(images, draws[:, _CROP])
         if changes.flip:
