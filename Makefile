@@ -4,7 +4,7 @@ VENV   ?= .venv
 VERB   ?= train
 ARGS   ?=
 NODES  ?= 2
-PORT   ?= 29500
+PROCS  ?= 1
 
 COMPOSED := $(addprefix tests/test_,config.py door.py sweep.py targets.py docs.py)
 
@@ -53,5 +53,14 @@ hydra: $(MADE)  ## the tests of composition with the oldest Hydra that we take a
 bench: $(MADE)  ## the step against a bare loop
 	$(BIN)/python benchmarks/step.py $(ARGS)
 
-ddp: $(MADE)  ## NODES processes on this machine under torchrun
-	$(BIN)/python -m torch.distributed.run --nproc-per-node=$(NODES) --master-port=$(PORT) -m tinyexp $(filter-out train,$(VERB)) $(ARGS)
+SPREAD = hw.nodes=$(NODES) hw.procs=$(PROCS) $(if $(MASTER),hw.master=$(MASTER)) $(if $(NODE),hw.node=$(NODE))
+
+ddp: $(MADE)  ## NODES machines of PROCS processes; rehearsed here, or with MASTER=HOST[:PORT] really
+ifeq ($(if $(MASTER),$(if $(NODE),,lines)),lines)
+	@echo 'the line to type on each machine, on $(MASTER) the first:'
+	@for node in $$(seq 0 $$(($(NODES) - 1))); do \
+		echo "  make ddp NODES=$(NODES) PROCS=$(PROCS) MASTER=$(MASTER) NODE=$$node"' $(if $(filter-out train,$(VERB)),VERB="$(VERB)") $(if $(ARGS),ARGS="$(ARGS)")'; \
+	done
+else
+	@$(BIN)/python -m tinyexp $(filter-out train,$(VERB)) $(ARGS) $(SPREAD)
+endif

@@ -66,7 +66,7 @@ def stored(**changes: Any) -> dict[str, Any]:
     ("words", "message"),
     [
         # words that are no override
-        ("foo", "foo is neither a verb nor key=value; valid: check, eval, prepare, report, show, sweep, train"),
+        ("foo", "foo is neither a verb nor key=value; valid: check, doctor, eval, prepare, report, show, sweep, train"),
         ("tarin", "tarin is neither a verb nor key=value; did you mean train?"),
         ("outputs/run", "outputs/run is neither a verb nor key=value"),
         ("train outputs/run", "outputs/run is neither a verb nor key=value"),

@@ -15,8 +15,8 @@ from helpers import ALONE, LEAN, PLAIN, train, write_image
 
 from tinyexp.__main__ import main
 from tinyexp.compose import compose, compose_run
+from tinyexp.cores import available_cores
 from tinyexp.data import decoding, statistics
-from tinyexp.data.cores import available_cores
 from tinyexp.data.decode import decode
 from tinyexp.data.folder import imagefolder
 from tinyexp.data.loader import Data

@@ -15,9 +15,9 @@ import torch
 from helpers import ALONE, CPU, PLAIN, make_data, make_source
 from PIL import Image
 
-from tinyexp import seeds
+from tinyexp import cores, seeds
 from tinyexp.config import Config
-from tinyexp.data import cores, loader
+from tinyexp.data import loader
 from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.folder import imagefolder
 from tinyexp.data.geometry import resize_and_centre

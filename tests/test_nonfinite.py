@@ -142,5 +142,5 @@ def test_one_rank_of_two(folder: Path) -> None:
     )  # fmt: skip
     assert_stopped(folder, Ended(4, ended.stderr), step=5)
     assert ended.returncode == 1, "torchrun's own"
-    assert ended.stderr.count("tinyexp: at step 5 the loss is nan") == 2
+    assert ended.stderr.count("at step 5 the loss is nan") == 1, "one rank says it"
     assert "samples of step 5: " in (folder / "run/run.log").read_text()

@@ -12,6 +12,8 @@ from typing import Any
 
 from tinyexp import __version__
 from tinyexp.errors import ConfigError, TinyexpError, did_you_mean, exit_code
+from tinyexp.heartbeat import local_rank, rank_tag, report
+from tinyexp.launch import is_wanted, launch
 from tinyexp.words import Usage, Words, split, usages
 
 _HELP = """\
@@ -38,18 +40,22 @@ Completion: eval "$(tinyexp -sc install=bash)"; zsh the same; tinyexp -sc instal
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (the table is in README.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
+    code, told = 0, ""
     try:
-        _run(words)
+        code = _run(words)
     except TinyexpError as error:
-        print(f"tinyexp: {error}", file=sys.stderr)  # noqa: T201
-        return error.exit_code
+        code, told = error.exit_code, str(error)
+        # what is wrong in words is so on all ranks, and one says it
+        if not error.silent and (error.explained or not isinstance(error, ConfigError) or local_rank() == 0):
+            print(f"tinyexp{rank_tag()}: {error}", file=sys.stderr)  # noqa: T201
     except KeyboardInterrupt:
         print("tinyexp: interrupted before there was anything to save", file=sys.stderr)  # noqa: T201
-        return 1
+        code = 1
     except Exception as error:  # the last resort: an error of ours, or of the user's own class
         traceback.print_exc()
-        return exit_code(error)
-    return 0
+        code, told = exit_code(error), f"{type(error).__name__}: {error}"
+    report(f"rank-{os.environ.get('RANK')}", {"code": code, "error": told})
+    return code
 
 
 def console() -> None:
@@ -58,11 +64,11 @@ def console() -> None:
     sys.exit(main())
 
 
-def _run(words: list[str]) -> None:
+def _run(words: list[str]) -> int:
     known = usages()
     if {"-sc", "--shell-completion"} & set(words):
         _complete(words, known)
-        return
+        return 0
     line = split(words, known)
     if "help" in line.flags:
         of_verb = f"tinyexp {known[line.verb].form}\n\n{known[line.verb].text}\n\n" if line.verb in words else ""
@@ -75,6 +81,8 @@ def _run(words: list[str]) -> None:
         from tinyexp.compose import compose_run
 
         config = compose_run(line.overrides)  # most typos are an error here, before torch is imported
+        if is_wanted(config.hw):
+            return launch(config.hw, words)
         from tinyexp.parts import check_parts
 
         config = check_parts(config)  # and the others here, before there is a directory
@@ -82,7 +90,9 @@ def _run(words: list[str]) -> None:
 
         train(config)
     else:
-        importlib.import_module(f"tinyexp.verbs.{line.verb}").main(line.paths, line.overrides, line.options)
+        verb = importlib.import_module(f"tinyexp.verbs.{line.verb}")
+        return verb.main(line.paths, line.overrides, line.options) or 0
+    return 0
 
 
 def _help(known: dict[str, Usage], overrides: list[str]) -> str:

@@ -5,6 +5,8 @@ Nothing here imports torch, so that a typo costs half a second and no more.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,21 +45,25 @@ def compose_run(words: Sequence[str]) -> Config:
     if resume is None or resume == "auto":
         config = _compose(overrides)
         directory = Path(config.run.dir) if config.run.dir else None
+        if _is_elsewhere(overrides):
+            return config
         if resume is None or directory is None or not (directory / "config.yaml").is_file():
             if config.init_from is not None:
                 find_checkpoint(config.init_from, "best")
             return config
+        stored = read(directory / "config.yaml")
     else:
-        directory = _run_directory(str(resume))
+        if _is_elsewhere(overrides) and "RANK" not in os.environ:  # its ranks will be handed the run's config
+            return _compose(parse([one for one in words if not one.startswith("resume=")]))
+        directory = Path(str(resume)) if _is_elsewhere(overrides) else _run_directory(str(resume))
         if "config_file" in overrides.given:
             raise ConfigError(f"resume={resume} goes on under that run's own config: leave config_file out")
         given = overrides.value("run.dir")
         if given is not None and Path(str(given)).resolve() != directory.resolve():
             raise ConfigError(f"resume={resume} goes on in that run's own directory: leave run.dir out")
-        stored = read(directory / "config.yaml")
-        stored["run"] = {**mapping(stored.get("run", {}), "run"), "dir": str(directory)}
-        config = recompose(stored, words)
-    before = recompose(read(directory / "config.yaml"), []).plain
+        stored = _read_config(directory)
+        config = recompose({**stored, "run": {**mapping(stored.get("run", {}), "run"), "dir": str(directory)}}, words)
+    before = recompose(stored, []).plain
     # what another class's YAML left over is not in the run's own config, and check_parts sees to it that it goes
     left_over = {f"{slot}.{key}" for slot in SLOTS for key in getattr(config, slot).inherited} - flatten(before).keys()
     changed = changed_keys(before, config.plain)
@@ -165,6 +171,23 @@ def _targets(values: dict[str, Any], path: Path) -> set[str]:
     """The slot's `_target_` where it is not its YAML's."""
     listed = read(path, aliases=True).get("_target_")
     return {f"{path.parent.name}._target_"} if listed is not None and listed != values.get("_target_") else set()
+
+
+def _is_elsewhere(overrides: Overrides) -> bool:
+    """Is this not rank 0's machine, or not rank 0? The run's directory may not be here then."""
+    rank = os.environ.get("RANK")
+    return rank != "0" if rank is not None else bool(overrides.value("hw.node"))
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """A run's config.yaml; rank 0's on all ranks, since the others may have no such directory."""
+    path = directory / "config.yaml"
+    if "RANK" not in os.environ:
+        return read(path)
+    from tinyexp.peers import hand_on
+
+    handed: dict[str, Any] = json.loads(hand_on(json.dumps(read(path)) if os.environ["RANK"] == "0" else None))
+    return handed
 
 
 def _run_directory(resume: str) -> Path:

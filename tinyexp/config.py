@@ -20,6 +20,8 @@ def _is_name(text: str) -> bool:
 
 
 SEED = Rule("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)
+RANKS = Rule("1 to 65536", lambda value: 1 <= value <= 65536)
+ADDRESS = Rule("HOST or HOST:PORT", lambda text: bool(re.fullmatch(r"[\w.-]+(:\d{1,5})?", text)))
 THREADS = Rule("1 to 1024", lambda value: 1 <= value <= 1024)
 MAGNITUDE = Rule("0 to 30", lambda value: 0 <= value <= 30)
 SHARE = Rule("in [0, 1)", lambda value: 0 <= value < 1)
@@ -100,7 +102,19 @@ class SweepConfig:
 class HwConfig:
     device: Literal["auto", "cpu", "cuda", "mps"]
     threads: Annotated[int, THREADS] | None
+    procs: Annotated[int, RANKS] | Literal["auto"]
+    nodes: Annotated[int, RANKS]
+    node: Annotated[int, at_least(0)] | None
+    master: Annotated[str, ADDRESS] | None
     timeout: Annotated[float, above(0, "seconds")]
+    max_restarts: Annotated[int, at_least(0)]
+    join_timeout: Annotated[float, above(0, "seconds")]
+    grad_sync: Literal["auto", "ddp", "staged"]
+    sync_bn: bool
+
+    def __post_init__(self) -> None:
+        rule = f"below hw.nodes={self.nodes}"
+        require(self.node is None or self.node < self.nodes, "hw.node", rule, self.node)
 
 
 @dataclass(frozen=True, kw_only=True)

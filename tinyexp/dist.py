@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as torch_dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tinyexp.agreement import difference
 from tinyexp.config import HwConfig
+from tinyexp.cores import cores_of_rank, ranks_here
 from tinyexp.device import available_devices, pick_device
+from tinyexp.errors import ConfigError
+from tinyexp.interface import use_interface
+from tinyexp.peers import Peers
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,29 @@ class Dist:
     def summary(self) -> str:
         return f"{self.world} rank{'s' if self.world > 1 else ''} of {torch.get_num_threads()} threads"
 
+    def agree(self, about: Mapping[str, str]) -> None:
+        """The ranks wait for each other, make sure that `about` is the same on all, and connect.
+
+        Nothing else here may be called before, but for `gather`.
+
+        Raises:
+            ConfigError: it is not; the message is the same on all ranks.
+        """
+
+    def gather(self, text: str) -> list[str]:
+        """Each rank's text, in their order, on every rank; waits as long as all are alive."""
+        return [text]
+
+    def reached(self, step: int) -> None:
+        """This rank has done so many optimizer steps: for who watches it."""
+
+    def explain(self, error: BaseException) -> BaseException:
+        """What to raise instead of an error: what follows from another rank's end names that rank."""
+        return error
+
+    def before_leaving(self, leave: Callable[[str, int], None]) -> None:
+        """What to call, with the reason and the exit code, where this process must end from another thread."""
+
     def slot(self, micro: int, accumulate: int) -> int:
         """The place of this rank's micro-batch number `micro` in the optimizer step's global batch."""
         return self.rank * accumulate + micro
@@ -35,10 +65,6 @@ class Dist:
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise over all ranks; values and result are on the CPU."""
         return values
-
-    def any(self, wishes: list[bool]) -> list[bool]:
-        """Which of these does any rank wish?"""
-        return wishes
 
     def broadcast_bytes(self, data: bytes) -> bytes:
         """Rank 0's bytes, on every rank."""
@@ -48,20 +74,48 @@ class Dist:
         """Make each tensor what it is on rank 0, in place."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module to call in training, which averages gradients over the ranks."""
+        """The module to call in training, which averages gradients over the ranks as they come."""
         return model
 
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Make each gradient the mean over the ranks, where `wrap`'s module has not."""
 
+
+@dataclass(frozen=True, kw_only=True)
 class Group(Dist):
     """One of several processes that torchrun started."""
+
+    peers: Peers
+    store: Any  # of torch's rendezvous
+    timeout: timedelta
+
+    def agree(self, about: Mapping[str, str]) -> None:
+        described = [json.loads(text) for text in self.gather(json.dumps(dict(about)))]
+        if told := difference([str(peer) for peer in self.peers.all], described):
+            error = ConfigError(told)
+            error.explained, error.silent = True, self.peers.me.local_rank > 0
+            raise error
+        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        torch_dist.init_process_group(
+            backend, store=self.store, rank=self.rank, world_size=self.world, timeout=self.timeout
+        )
+
+    def gather(self, text: str) -> list[str]:
+        return self.peers.gather(text)
+
+    def reached(self, step: int) -> None:
+        self.peers.reached(step)
+
+    def explain(self, error: BaseException) -> BaseException:
+        return self.peers.explain(error)
+
+    def before_leaving(self, leave: Callable[[str, int], None]) -> None:
+        self.peers.leave = leave
 
     def sum(self, values: Tensor) -> Tensor:
         total = self._on_wire(values.clone())
         torch_dist.all_reduce(total)
         return total.cpu()
-
-    def any(self, wishes: list[bool]) -> list[bool]:
-        return [bool(count) for count in self.sum(torch.tensor(wishes, dtype=torch.int32))]
 
     def broadcast_bytes(self, data: bytes) -> bytes:
         size = self._on_wire(torch.tensor([len(data)]))
@@ -84,6 +138,8 @@ class Group(Dist):
             tensor.copy_(content)
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        if self.world == 1:
+            return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
 
@@ -92,25 +148,54 @@ class Group(Dist):
         return tensor.to(self.device) if self.device.type == "cuda" else tensor.cpu()
 
 
+class StagedGroup(Group):
+    """Gradients are averaged at a step's end through one flat buffer on the CPU: no collective takes MPS tensors."""
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        self.copy_from_first(list(model.state_dict().values()))
+        return model
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).cpu()
+        torch_dist.all_reduce(flat)
+        mean = flat.div_(self.world).to(self.device)
+        for gradient, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
 @contextmanager
 def process_group(hw: HwConfig) -> Iterator[Dist]:
     """The ranks of this run, as torchrun's environment tells them; left in order on every way out.
 
     Raises:
         ConfigError: hw.device is not on this machine.
+        RankLostError: another rank did not come, or is gone.
     """
+    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = pick_device(hw.device, available_devices(), local_rank)
-    if hw.threads is not None:
-        torch.set_num_threads(hw.threads)
+    staged = hw.grad_sync == "staged" or (hw.grad_sync == "auto" and device.type == "mps")
+    if hw.grad_sync == "ddp" and device.type == "mps":
+        raise ConfigError("hw.grad_sync=ddp is not for mps, whose tensors no collective takes: auto takes staged there")
+    if hw.threads is not None or ranks_here() > 1:
+        torch.set_num_threads(hw.threads or cores_of_rank())
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ or "RANK" not in os.environ:
+    if not launched:
         yield Dist(device)
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    torch_dist.init_process_group(backend, timeout=timedelta(seconds=hw.timeout))
+    use_interface()
+    peers, store = Peers.join(hw.timeout)
+    kind = StagedGroup if staged else Group
+    group = kind(device, peers.me.rank, len(peers.all), peers=peers, store=store, timeout=timedelta(seconds=hw.timeout))
     try:
-        yield Group(device, torch_dist.get_rank(), torch_dist.get_world_size())
+        yield group
+    except BaseException as error:
+        if (explained := group.explain(error)) is error:
+            raise
+        raise explained from error
     finally:
-        torch_dist.destroy_process_group()  # without it a finished gloo job ends with SIGABRT
+        peers.close()
+        if torch_dist.is_initialized():
+            torch_dist.destroy_process_group()  # without it a finished gloo job ends with SIGABRT

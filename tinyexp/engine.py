@@ -152,6 +152,7 @@ def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainCon
                 # Over the whole step's samples; times world, since DDP's mean over ranks divides by it.
                 state.scaler.scale(loss * (dist.world / batch.total)).backward()
             state.scores.add(loss.detach(), logits.detach(), labels)
+        dist.average_gradients(state.parameters)
         optimizer_step(state, train)
         yield
 

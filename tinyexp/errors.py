@@ -11,6 +11,8 @@ class TinyexpError(Exception):
     """An end of the run that is told in one message, without a traceback; `exit_code` is the process's."""
 
     exit_code = 1
+    silent = False  # another rank says it
+    explained = False  # all ranks know of it
 
 
 class ConfigError(TinyexpError):
@@ -47,6 +49,12 @@ class ResourceError(TinyexpError):
     exit_code = 5
 
 
+class RankLostError(TinyexpError):
+    """A process of the run, or its machine, is gone or does not answer."""
+
+    exit_code = 6
+
+
 class Interrupted(TinyexpError):
     """Stopped from outside (a signal, train.max_time) with a checkpoint saved: a scheduler may requeue."""
 
@@ -76,6 +84,12 @@ def describe_exit(code: int) -> str:
     if code < 0:
         return f"by {signal.Signals(-code).name}"
     return f"{_MEANING[code]} (exit {code})" if code in _MEANING else f"exit {code}"
+
+
+def of_exit_code(code: int) -> type[TinyexpError]:
+    """The kind of error that ends a process with this code."""
+    kinds = (ConfigError, IntegrityError, NonFiniteError, ResourceError, RankLostError, Interrupted)
+    return next((kind for kind in kinds if kind.exit_code == code), TinyexpError)
 
 
 def exit_code(error: BaseException) -> int:

@@ -17,6 +17,8 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from tinyexp.heartbeat import rank_tag
+
 _WIDE = 2000  # columns
 _STYLES = {logging.DEBUG: "dim", logging.WARNING: "yellow", logging.ERROR: "bold red"}
 _LOGGER = logging.getLogger("tinyexp")
@@ -45,6 +47,7 @@ class TerminalHandler(logging.Handler):
     def __init__(self, console: Console) -> None:
         super().__init__()
         self._console = console
+        self._tag = f"{rank_tag().strip()} ".lstrip()
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
@@ -52,7 +55,7 @@ class TerminalHandler(logging.Handler):
         renderable = getattr(record, "renderable", None)
         if renderable is None or not self._console.is_terminal:
             mark = f"{record.levelname.lower()}: " if record.levelno in (logging.WARNING, logging.ERROR) else ""
-            renderable = Text(mark + record.getMessage(), style=_STYLES.get(record.levelno, ""))
+            renderable = Text(self._tag + mark + record.getMessage(), style=_STYLES.get(record.levelno, ""))
         try:
             self._console.print(renderable, soft_wrap=isinstance(renderable, Text), highlight=False)
         except (OSError, SystemExit):  # rich's way with a pipe whose reader is gone is to exit
@@ -88,12 +91,13 @@ def make_console() -> Console:
 
 
 def start_terminal(level: str) -> Console:
-    """Show the logger's messages on the terminal from `level` on; of ranks other than 0, errors alone."""
+    """Show the logger's messages on the terminal from `level` on; of ranks other than 0, warnings and errors alone."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without the signs of a box
     console = Console(soft_wrap=False, highlight=False)
     stop_logging()
-    _LOGGER.setLevel(level.upper() if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    wanted = logging.getLevelName(level.upper())
+    _LOGGER.setLevel(max(wanted, logging.WARNING) if rank_tag() else wanted)
     _LOGGER.propagate = False
     _LOGGER.addHandler(TerminalHandler(console))
     return console

@@ -111,6 +111,10 @@ class Network:
         if not isinstance(model, nn.Module):
             name = config.model.target
             raise ConfigError(f"model._target_={name} must return a Module, got {type(model).__name__}")
+        if config.hw.sync_bn and dist.world > 1:
+            if dist.device.type != "cuda":
+                raise ConfigError(f"hw.sync_bn is for cuda, and this is {dist.device.type}: leave it out")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         layout = torch.channels_last if plan.channels_last else torch.contiguous_format
         model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
         network = Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)

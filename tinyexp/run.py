@@ -19,13 +19,16 @@ from tinyexp.data.loader import Data
 from tinyexp.data.plan import Batch
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState
-from tinyexp.errors import ConfigError, Interrupted, TinyexpError, exit_code
+from tinyexp.errors import ConfigError, Interrupted, RankLostError, TinyexpError, exit_code
+from tinyexp.heartbeat import report, under_torchrun
 from tinyexp.log import FILE_ONLY, drawn, plain_text
+from tinyexp.meeting import Meeting
 from tinyexp.metrics import NonFiniteStepError, Scores, Sums
 from tinyexp.monitor import is_better, patience_spent
 from tinyexp.rundir import RunDirectory, silent
 from tinyexp.signals import SignalWatch
 
+_ECHO = 2.0  # seconds in which torchrun and our supervisor pass on a signal that came to this process too
 _LAST_WORDS = 2.0  # seconds for what a process has to say that leaves at once
 _log = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ class Run:
 
     def __init__(self, config: Config, dist: Dist, directory: RunDirectory) -> None:
         self._config, self._dist, self._directory = config, dist, directory
-        self._signals = SignalWatch(self._leave)
+        self._signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
         self._seconds_before = 0.0  # of the processes that came before this one
         self._summary: dict[str, Any] = {}
         self._line: dict[str, Any] = {}  # the last row of phase train
@@ -51,14 +54,20 @@ class Run:
         """
         own = RunDirectory(config) if dist.rank == 0 else None
         path = os.fsdecode(dist.broadcast_bytes(os.fsencode(own.path) if own else b""))
-        run = cls(config, dist, own or silent(Path(path)))
+        run = cls(config, dist, own or silent(Path(path), config.log.level))
+        dist.before_leaving(run._leave)
+        if own:
+            report("run", {"directory": str(Path(path).resolve())})
         try:
             run._summarize("running")
             yield run
             run._summarize("finished", 0)
-        except BaseException as error:
+        except BaseException as found:
+            error = dist.explain(found)
+            if isinstance(error, RankLostError):
+                error.args = (f"{error}; resume={path} goes on from its last checkpoint",)
             run._fail(error)
-            raise
+            raise error from (None if error is found else found)
         finally:
             run._directory.close()
             run._signals.close()
@@ -106,6 +115,8 @@ class Run:
         self.clock.switch("rest")
         self._began = self._saved = self.clock.total()
         self._first_step = state.step
+        self._dist.reached(state.step)
+        self._meeting = Meeting(state.step)
         self._line_span = Span(self.clock, state.scores.line.count)
         self._epoch_span = Span(self.clock, state.scores.epoch.count)
 
@@ -122,10 +133,10 @@ class Run:
             Interrupted: saved, and time to go.
             NonFiniteError: a loss or gradient was inf or nan; nothing of it was saved.
         """
-        meet = state.step % self._config.log.every == 0
-        if meet:
+        self._dist.reached(state.step)
+        if state.step % self._config.log.every == 0:
             self._write_line(state)
-        if meet or self._dist.world == 1:  # several ranks agree where they meet anyway
+        if self._meeting.is_at(state.step):
             self._answer(state)
         if self._directory.due():
             self._show("train", state, state.step_in_epoch, self._data.steps_per_epoch)
@@ -133,7 +144,7 @@ class Run:
     def watch(self, state: TrainState, batches: Iterable[Batch]) -> Iterator[Batch]:
         """val's batches, shown as they pass.
 
-        A process that is alone answers a signal between two of them: the epoch's val is then begun again on resume.
+        A signal is answered between two of them: the epoch's val is then begun again on resume.
 
         Raises:
             Interrupted, NonFiniteError: as after_step.
@@ -142,10 +153,12 @@ class Run:
         self._trained = self._epoch_span.fields(state.scores.epoch.count)
         self._val_span = Span(self.clock)
         self.clock.switch("val")  # until after_epoch, since the device may still be at it when the last batch is out
+        meeting = Meeting(0)
         for done, batch in enumerate(self.clock.waiting(batches, "val"), start=1):
             yield batch
-            if self._signals.received and self._dist.world == 1:
-                self._interrupt(state, self._signals.received)
+            met = done <= self._data.common_val_batches and meeting.is_at(done)
+            if met and meeting.agree(self._dist, self._signals.received is not None)[0]:
+                self._interrupt(state, self._signals.received or "a signal")
             if self._directory.due():
                 self._show("val", state, done, self._data.val_batches)
 
@@ -210,7 +223,9 @@ class Run:
         out_of_time = max_time is not None and now >= max_time
         save_due = minutes is not None and now - self._saved >= 60 * minutes
         self._directory.poll()
-        signalled, timed_out, save = self._dist.any([self._signals.received is not None, out_of_time, save_due])
+        signalled, timed_out, save = self._meeting.agree(
+            self._dist, self._signals.received is not None, out_of_time, save_due
+        )
         if signalled or timed_out:
             self._interrupt(
                 state, (self._signals.received or "a signal") if signalled else f"train.max_time={max_time:g} s"
@@ -221,7 +236,7 @@ class Run:
     def _interrupt(self, state: TrainState, reason: str) -> None:
         self._save(state, "last")
         self._directory.wait()
-        self._dist.any([True])  # all ranks stay until rank 0 has saved: torchrun ends the others when one has left
+        self._dist.gather("saved")  # all ranks stay until rank 0 has: torchrun ends the others when one has left
         self._summary["steps"] = state.step
         raise Interrupted(f"interrupted by {reason} at step {state.step}, saved: resume={self._directory.path} goes on")
 
@@ -277,17 +292,24 @@ class Run:
         name = "" if told else f"{type(error).__name__}: "
         self._summarize(status, exit_code(error), f"{name}{error}".removesuffix(": "))
 
-    def _leave(self, reason: str) -> None:
-        """At once, from the signals' thread, since the main one may be blocked: what stands on the disk is whole."""
+    def _leave(self, reason: str, code: int | None = None) -> None:
+        """At once, from another thread, since the main one may be blocked: what stands on the disk is whole.
+
+        Args:
+            code: the exit code; of None, 75 where a checkpoint was saved, else 1.
+        """
         checkpoints = self._directory.path / "checkpoints"
-        saved = any((checkpoints / name).exists() for name in ("last.pt", "prev.pt"))
-        code = Interrupted.exit_code if saved else 1
+        saved = self._dist.rank > 0 or any((checkpoints / name).exists() for name in ("last.pt", "prev.pt"))
+        if code is None:
+            code = Interrupted.exit_code if saved else 1
         in_any_case = threading.Timer(_LAST_WORDS, os._exit, [code])  # the terminal or the disk may be what hangs
         in_any_case.daemon = True
         in_any_case.start()
         try:
             self._directory.restore_terminal()
             sys.stderr.write(f"left at once: {reason}\n")
-            self._summarize("interrupted" if saved else "failed", code, f"left at once: {reason}")
+            status = "interrupted" if code == Interrupted.exit_code else "failed"
+            self._summarize(status, code, f"left at once: {reason}")
+            report(f"rank-{self._dist.rank}", {"code": code, "error": reason})
         finally:
             os._exit(code)

@@ -179,18 +179,22 @@ class RunDirectory:
 
 
 class _Silent:
-    """The twin: every method is there and does nothing."""
+    """The twin: every method is there and does nothing; warnings and errors of this rank come to the terminal."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, level: str) -> None:
         self.path = path
+        start_terminal(level)
+
+    def close(self) -> None:
+        stop_logging()
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
 
 
-def silent(path: Path) -> RunDirectory:
+def silent(path: Path, level: str) -> RunDirectory:
     """The do-nothing twin, for ranks other than 0."""
-    return cast(RunDirectory, _Silent(path))
+    return cast(RunDirectory, _Silent(path, level))
 
 
 def _make(config: Config) -> tuple[Path, bool]:

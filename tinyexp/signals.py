@@ -26,8 +26,10 @@ class SignalWatch:
     Made in the main thread; `close` brings back what was there before.
     """
 
-    def __init__(self, leave: Callable[[str], None], deadline: float = DEADLINE) -> None:
+    def __init__(self, leave: Callable[[str], None], deadline: float = DEADLINE, echo: float = 0.0) -> None:
+        """Another signal within `echo` seconds of the first is taken for the same one, passed on by a launcher."""
         self.received: str | None = None
+        self._echo = echo
         self._leave = leave
         self._deadline = deadline
         self._reader, self._writer = os.pipe()
@@ -59,13 +61,16 @@ class SignalWatch:
             for number in os.read(self._reader, 64):
                 if number == 0:
                     return
+                if number in wanted and self.received and time.monotonic() < latest - self._deadline + self._echo:
+                    continue
                 if number in wanted and self.received:
                     self._leave(f"{signal.Signals(number).name} after {self.received}")
                     return
                 if number in wanted:
                     self.received = signal.Signals(number).name
                     latest = time.monotonic() + self._deadline
-                    _say(f"{self.received}: saving after this step; once more leaves at once")
+                    if not self._echo:  # else the launcher says it
+                        _say(f"{self.received}: saving after this step; once more leaves at once")
 
 
 def _say(message: str) -> None:

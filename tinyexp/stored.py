@@ -20,6 +20,8 @@ from tinyexp.plainfile import read
 from tinyexp.typed import typed
 from tinyexp.validate import mapping, named_by_conf, validate
 
+_PLACE = ("hw.nodes", "hw.node", "hw.master")
+
 # What a config_file does not say: whom to trust, and where the runs of whoever reads it go
 _NOT_FROM_FILES = ("resume", "config_file", "trust", "run.dir", "sweep.dir")
 
@@ -44,7 +46,8 @@ def recompose(stored: dict[str, Any], words: Sequence[str]) -> Config:
     theirs = dataset.get("cache_dir", ours)
     if isinstance(theirs, str) and not Path(theirs).expanduser().is_dir():  # another machine's, and none is made there
         dataset = {**dataset, "cache_dir": ours}
-    config = _over({**stored, "dataset": dataset, "trust": []}, {}, overrides, whole=True)
+    hw = {key: value for key, value in mapping(stored.get("hw", {}), "hw").items() if f"hw.{key}" not in _PLACE}
+    config = _over({**stored, "dataset": dataset, "hw": hw, "trust": []}, {}, overrides, whole=True)
     told = overrides.given & {"dataset", "dataset.root", "dataset.archive", "dataset.cache_dir"}
     at_home = config.dataset.arguments.get("root") is None and config.loader.cache_dir == ours
     config = replace(config, may_fetch=bool(told) or at_home)

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tinyexp.config import Config, LoaderConfig
+from tinyexp.cores import cores_of_rank
 from tinyexp.data import mix
-from tinyexp.data.cores import cores_of_rank
 from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.plan import Batch, Plan
 from tinyexp.data.source import Source, check_channels
@@ -54,6 +54,7 @@ class Data:
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_scored = self._plan.num_scored
         self.val_batches = self._plan.val_batches
+        self.common_val_batches = self._plan.common_val_batches
         transform = Transform(loader, self.mean, train.seed)
         self._fetcher = _Fetcher(source, self._plan, transform, loader, train.seed)
         self._keys = _Keys()

@@ -55,6 +55,9 @@ class Plan:
         # Under a limit, evenly spaced ones: a folder's first ones are all of one class.
         self._mine = np.arange(dist.rank, self.num_scored, dist.world, dtype=np.int64) * num_val // self.num_scored
         self.val_batches = math.ceil(len(self._mine) / train.eval_batch_size)
+        self.common_val_batches = (
+            self.num_scored // dist.world // train.eval_batch_size
+        )  # whole ones that all ranks have
         self._order: tuple[int, NDArray[np.int64]] = (-1, self._mine)
 
     def val_index(self, batch: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from multiprocessing import connection
 from typing import TypeVar
 
-from tinyexp.data.cores import available_cores
+from tinyexp.cores import available_cores
 
 _CHUNK = 64  # tasks sent at once: some 10 ms of small images, so that sending does not count
 

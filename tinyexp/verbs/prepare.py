@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tinyexp.compose import compose_run
 from tinyexp.config import Config
-from tinyexp.data.cores import available_cores
+from tinyexp.cores import available_cores
 from tinyexp.data.listing import Listing, ListingError
 from tinyexp.data.progress import bar
 from tinyexp.data.source import Source, list_source

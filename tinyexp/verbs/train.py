@@ -5,6 +5,7 @@ With engine.py, this is the whole story.
 
 from __future__ import annotations
 
+from tinyexp.agreement import describe
 from tinyexp.config import Config
 from tinyexp.data.loader import Data
 from tinyexp.data.store import load_source
@@ -16,15 +17,17 @@ from tinyexp.run import Run
 
 def train(config: Config) -> None:
     """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
-    with terminal(config.log.level):
-        source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
-    with process_group(config.hw) as dist, Run.open(config, dist) as run, Data(source, config, dist) as data:
-        state = TrainState.build(config, data, dist)
-        run.restore(state, data)
-        while not run.over(state):
-            steps = run.clock.waiting(data.train(state.epoch, start=state.step_in_epoch), "train")
-            for _ in train_epoch(state, steps, config.train, dist):
-                run.after_step(state)
-            scores = evaluate(state.eval_network, run.watch(state, data.val()), len(data.classes), dist)
-            run.after_epoch(state, scores)
-        run.finish(state)
+    with process_group(config.hw) as dist:
+        with terminal(config.log.level):
+            source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
+        dist.agree(describe(config, source.fingerprint, dist.device.type))
+        with Run.open(config, dist) as run, Data(source, config, dist) as data:
+            state = TrainState.build(config, data, dist)
+            run.restore(state, data)
+            while not run.over(state):
+                steps = run.clock.waiting(data.train(state.epoch, start=state.step_in_epoch), "train")
+                for _ in train_epoch(state, steps, config.train, dist):
+                    run.after_step(state)
+                scores = evaluate(state.eval_network, run.watch(state, data.val()), len(data.classes), dist)
+                run.after_epoch(state, scores)
+            run.finish(state)

@@ -1,0 +1,114 @@
+"""From `hw` to processes: torchrun's words for this machine, or all machines rehearsed on this one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from tinyexp.config import HwConfig
+from tinyexp.cores import MACHINES_HERE
+from tinyexp.errors import ConfigError
+from tinyexp.heartbeat import end_with_parent
+from tinyexp.overrides import word
+from tinyexp.supervisor import SIGNALS, Supervisor
+
+PORT = 29500
+
+
+def is_wanted(hw: HwConfig) -> bool:
+    """Is this the process that starts the others? Not under torchrun, whose ranks know what they are."""
+    several = hw.procs != 1 or hw.nodes > 1 or hw.max_restarts > 0
+    return several and not {"RANK", "WORLD_SIZE"} & os.environ.keys()
+
+
+def launch(hw: HwConfig, words: Sequence[str]) -> int:
+    """Run these words of the command line on all ranks of this machine; returns the exit code.
+
+    Raises:
+        ConfigError: hw.* do not say which machine this is, or ask for more devices than there are.
+    """
+    if hw.nodes > 1 and hw.master is None:
+        if hw.node is not None:
+            raise ConfigError(f"hw.node={hw.node} needs hw.master=HOST[:PORT], where node 0 is reached")
+        return _rehearse(hw, words)
+    if hw.nodes > 1 and hw.node is None:
+        lines = [f"hw.node={node}" for node in range(hw.nodes)]
+        raise ConfigError(
+            f"hw.node must say which machine this is: {lines[0]} on {hw.master}, {' or '.join(lines[1:])} elsewhere, "
+            "all other words the same"
+        )
+    if MACHINES_HERE in os.environ:
+        end_with_parent()
+    procs = _processes(hw)
+
+    def launcher() -> list[str]:
+        host, port = _address(hw)
+        return [
+            f"--nnodes={hw.nodes}",
+            f"--nproc-per-node={procs}",
+            f"--node-rank={hw.node or 0}",
+            f"--master-addr={host}",
+            f"--master-port={port or free_port()}",
+            "--max-restarts=0",
+            f"--rdzv-conf=timeout={hw.join_timeout:.0f}",
+        ]
+
+    return Supervisor(launcher, words, timeout=hw.timeout, max_restarts=hw.max_restarts).run()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _address(hw: HwConfig) -> tuple[str, int | None]:
+    """Of node 0's store; for a machine that is alone, any port."""
+    if hw.master is None:
+        return "127.0.0.1", None
+    host, _, port = hw.master.rpartition(":") if hw.master.rpartition(":")[2].isdigit() else (hw.master, "", "")
+    return host, int(port or PORT)
+
+
+def _processes(hw: HwConfig) -> int:
+    """Raises ConfigError for more ranks than CUDA devices."""
+    if isinstance(hw.procs, int):
+        return hw.procs
+    import torch  # the rest of this process does without
+
+    return max(1, torch.cuda.device_count())
+
+
+def _rehearse(hw: HwConfig, words: Sequence[str]) -> int:
+    """Each machine is a process of its own on this one, with its share of the cores."""
+    master = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, MACHINES_HERE: str(hw.nodes)}
+    asked: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
+    machines = []
+    try:
+        for node in range(hw.nodes):
+            command = [sys.executable, "-m", "tinyexp", *words, word("hw.master", master), f"hw.node={node}"]
+            machines.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        codes: list[int | None] = [None] * len(machines)
+        while None in codes:
+            for node, machine in enumerate(machines):
+                while asked:
+                    number = asked.pop()
+                    for each in machines:
+                        each.send_signal(number)
+                try:
+                    codes[node] = machine.wait(0.1)
+                except subprocess.TimeoutExpired:
+                    continue
+    finally:
+        for machine in machines:
+            machine.kill()
+            machine.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return next((code for code in codes if code), 0)

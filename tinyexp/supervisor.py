@@ -1,0 +1,207 @@
+"""One machine's part of a run of several processes: torchrun's launcher, watched, and started again where that helps.
+
+It knows nothing of torch, and speaks with the ranks by signals, their heartbeat files and their last reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyexp.errors import Interrupted, RankLostError, describe_exit
+from tinyexp.heartbeat import FOLDER, Sign, read_report, read_signs
+from tinyexp.overrides import word
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_LOOK = 0.2  # seconds between two looks
+_LINGER = 5.0  # seconds that torchrun may outlive its ranks when they have not all finished
+_BARRIER = 330.0  # and when they have: it waits 300 for the other machines
+_LAST = 35.0  # seconds from a signal to the end: a checkpoint is given 20, torchrun 30
+_QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # else a lost connection is twenty lines of C++
+_AGAIN = (1, 5, RankLostError.exit_code)  # what may go better another time
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended on this machine."""
+
+    code: int
+    step: int  # the last one done
+    how: tuple[str, ...]  # by rank
+    directory: str | None = None  # of the run, where rank 0 is here
+
+    def is_like(self, other: Ending) -> bool:
+        """The same way at the same step? Ranks may be one step apart when one is lost."""
+        return self.how == other.how and abs(self.step - other.step) <= 1
+
+
+class Supervisor:
+    """`launcher(attempt)` gives torchrun's words of an attempt; `words` are the program's own."""
+
+    def __init__(
+        self, launcher: Callable[[], list[str]], words: Sequence[str], *, timeout: float, max_restarts: int
+    ) -> None:
+        self._launcher, self._words = launcher, list(words)
+        self._timeout, self._max_restarts = timeout, max_restarts
+        self._asked: list[int] = []  # signals, to be passed on
+        self._deadline: float | None = None
+        self._ended: set[int] = set()  # ranks that stood still
+
+    def run(self) -> int:
+        """Until it is done, or another attempt would not help; returns the exit code."""
+        before: Ending | None = None
+        with self._answering():
+            for restarts in range(self._max_restarts + 1):
+                ending = self._attempt()
+                if ending.code not in _AGAIN or self._deadline is not None:
+                    return ending.code
+                if before and ending.is_like(before):
+                    _say(f"step {ending.step:,} failed twice the same way ({'; '.join(ending.how)}): not started again")
+                    return ending.code
+                if restarts < self._max_restarts:
+                    self._go_on_in(ending.directory)
+                    _say(f"restart {restarts + 1} of {self._max_restarts}, after {'; '.join(ending.how)}")
+                before = ending
+        if self._max_restarts:
+            _say(f"hw.max_restarts={self._max_restarts} are used up")
+        return ending.code
+
+    def _go_on_in(self, directory: str | None) -> None:
+        if directory and not any(each.startswith("resume=") and each != "resume=auto" for each in self._words):
+            kept = [each for each in self._words if not each.startswith(("run.dir=", "resume="))]
+            self._words = [*kept, word("run.dir", directory), "resume=auto"]
+
+    def _attempt(self) -> Ending:
+        folder = Path(tempfile.mkdtemp(prefix="tinyexp-"))
+        self._ended.clear()
+        try:
+            command = [sys.executable, "-m", "tinyexp.agent", *self._launcher(), "-m", "tinyexp", *self._words]
+            # a session of its own, so that Ctrl-C reaches the ranks once: from here
+            environment = {**_QUIET, **os.environ, FOLDER: str(folder)}
+            agent = subprocess.Popen(command, env=environment, start_new_session=True)
+            self._watch(agent, folder)
+            return _ending(agent, folder, self._ended)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _watch(self, agent: subprocess.Popen[bytes], folder: Path) -> None:
+        """Until torchrun has ended: signals are passed on, what hangs is ended."""
+        unchanged: dict[int, tuple[int, float]] = {}  # by rank: its last beat, and for how long
+        alone = 0.0  # seconds since all ranks ended
+        while agent.poll() is None:
+            time.sleep(_LOOK)  # what is counted is looks: a machine that slept has not seen them stand still
+            signs = read_signs(folder)
+            self._pass_on(agent, signs)
+            living = [sign for sign in signs if _is_alive(sign.pid)]
+            for sign in living:
+                beats, silent = unchanged.get(sign.rank, (-1, 0.0))
+                silent = silent + _LOOK if beats == sign.beats else 0.0
+                unchanged[sign.rank] = sign.beats, silent
+                if silent > self._timeout:
+                    _say(f"rank {sign.rank} on {socket.gethostname()} has stood still for {silent:.0f} s: ended")
+                    self._ended.add(sign.rank)
+                    _kill(sign.pid)
+            alone = alone + _LOOK if signs and not living else 0.0
+            finished = all(read_report(folder, f"rank-{sign.rank}").get("code") == 0 for sign in signs)
+            if alone > (_BARRIER if finished else _LINGER) or self._is_late():
+                agent.kill()
+                for sign in living:
+                    _kill(sign.pid)
+                agent.wait()
+
+    def _pass_on(self, agent: subprocess.Popen[bytes], signs: list[Sign]) -> None:
+        while self._asked:
+            number = self._asked.pop(0)
+            if self._deadline is None:
+                _say(f"{signal.Signals(number).name}: saving after this step; once more leaves at once")
+            self._deadline = self._deadline or time.monotonic() + _LAST
+            for sign in signs:
+                _kill(sign.pid, number)
+            if not signs:  # there is nothing to save yet
+                agent.terminate()
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        def take(number: int, _: object) -> None:
+            self._asked.append(number)
+
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, take) for number in heeded}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> Ending:
+    """What became of an attempt; ranks that could say nothing any more are told here."""
+    signs = read_signs(folder)
+    step = max((sign.step for sign in signs), default=0)
+    if not signs:
+        return Ending(RankLostError.exit_code if agent.returncode else 0, step, ("no rank began",))
+    reports: dict[int, dict[str, Any]] = {sign.rank: read_report(folder, f"rank-{sign.rank}") for sign in signs}
+    of_agent = read_report(folder, "agent").get("codes", {})
+    codes = {rank: told["code"] if "code" in told else of_agent.get(str(rank), -9) for rank, told in reports.items()}
+    host = socket.gethostname()
+    if agent.returncode < 0:
+        _say(f"torchrun's launcher on {host} was ended {describe_exit(agent.returncode)} at step {step:,}")
+    for sign in signs:
+        if codes[sign.rank] < 0 <= agent.returncode and sign.rank not in ended:
+            hint = ": most often the system was out of memory" if codes[sign.rank] == -signal.SIGKILL else ""
+            _say(f"rank {sign.rank} on {host} was ended {describe_exit(codes[sign.rank])} at step {sign.step:,}{hint}")
+    first = [rank for rank, code in codes.items() if code not in (0, RankLostError.exit_code)] or list(codes)
+    how = tuple(f"rank {rank}: {_tell(codes[rank], reports[rank])}" for rank in first)
+    return Ending(_code(list(codes.values())), step, how, read_report(folder, "run").get("directory"))
+
+
+def _code(codes: list[int]) -> int:
+    """The exit code of all: what a rank found wrong comes before what follows for the others."""
+    wrong = [code for code in codes if code > 0 and code not in (RankLostError.exit_code, Interrupted.exit_code)]
+    if wrong:
+        return wrong[0]
+    if any(code < 0 or code == RankLostError.exit_code for code in codes):
+        return RankLostError.exit_code
+    return max(codes)
+
+
+def _tell(code: int, told: dict[str, Any]) -> str:
+    """What it was, without what may differ between two times."""
+    error = str(told.get("error") or "")
+    ended = f"ended {describe_exit(code)}" if code < 0 else describe_exit(code)
+    return ended + (f": {error}" if error and code not in (0, RankLostError.exit_code) else "")
+
+
+def _is_alive(pid: int) -> bool:
+    """Neither gone nor waiting to be reaped."""
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat")
+        return not status.exists() or status.read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(OSError):
+        os.kill(pid, number)
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"tinyexp: {text}\n")
+        sys.stderr.flush()
