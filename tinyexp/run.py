@@ -19,7 +19,7 @@ from tinyexp.data.loader import Data
 from tinyexp.data.plan import Batch
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState
-from tinyexp.errors import ConfigError, Interrupted, RankLostError, TinyexpError, exit_code
+from tinyexp.errors import ConfigError, Interrupted, RankLostError, TinyexpError
 from tinyexp.heartbeat import report, under_torchrun
 from tinyexp.log import FILE_ONLY, drawn, plain_text
 from tinyexp.meeting import Meeting
@@ -27,6 +27,7 @@ from tinyexp.metrics import NonFiniteStepError, Scores, Sums
 from tinyexp.monitor import is_better, patience_spent
 from tinyexp.rundir import RunDirectory, silent
 from tinyexp.signals import SignalWatch
+from tinyexp.summary import Summary
 
 _ECHO = 2.0  # seconds in which torchrun and our supervisor pass on a signal that came to this process too
 _LAST_WORDS = 2.0  # seconds for what a process has to say that leaves at once
@@ -38,11 +39,11 @@ class Run:
 
     def __init__(self, config: Config, dist: Dist, directory: RunDirectory) -> None:
         self._config, self._dist, self._directory = config, dist, directory
-        self._signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
         self._seconds_before = 0.0  # of the processes that came before this one
-        self._summary: dict[str, Any] = {}
         self._line: dict[str, Any] = {}  # the last row of phase train
         self.clock = Clock("start")
+        self._summary = Summary(directory.summary, lambda: self._seconds_before + self.clock.total())
+        self._signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
 
     @classmethod
     @contextmanager
@@ -59,9 +60,9 @@ class Run:
         if own:
             report("run", {"directory": str(Path(path).resolve())})
         try:
-            run._summarize("running")
+            run._summary.tell("running")
             yield run
-            run._summarize("finished", 0)
+            run._summary.tell("finished", 0)
         except BaseException as found:
             error = dist.explain(found)
             if isinstance(error, RankLostError):
@@ -101,10 +102,9 @@ class Run:
 
     def _introduce(self, state: TrainState, data: Data) -> None:
         self._data, self._num_classes = data, len(data.classes)
-        self._count(state)
-        if data.skipped:
-            self._summary["skipped"] = data.skipped
-        self._summary["parameters"] = parameters = sum(p.numel() for p in state.network.model.parameters())
+        self._summary.count(state)
+        parameters = sum(p.numel() for p in state.network.model.parameters())
+        self._summary.add(parameters=parameters, **({"skipped": data.skipped} if data.skipped else {}))
         self._directory.check_space(3 * 4 * parameters)
         _log.info(data.summary())
         if self._config.loader.preview:
@@ -158,7 +158,7 @@ class Run:
             yield batch
             met = done <= self._data.common_val_batches and meeting.is_at(done)
             if met and meeting.agree(self._dist, self._signals.received is not None)[0]:
-                self._interrupt(state, self._signals.received or "a signal")
+                self._interrupt(state)
             if self._directory.due():
                 self._show("val", state, done, self._data.val_batches)
 
@@ -188,8 +188,8 @@ class Run:
         drawing = epoch_row(train_row, val_row, config.train.epochs, better)
         _log.info("%s", drawing.plain, extra=drawn(drawing))
         self._save(state, *([f"epoch-{state.epoch:04}", "last"] if config.ckpt.keep else ["last"]), best=better)
-        self._count(state)
-        self._summarize("running")
+        self._summary.count(state)
+        self._summary.tell("running")
         self._epoch_span = Span(self.clock)
         if not self.over(state):
             self._answer(state)
@@ -227,17 +227,17 @@ class Run:
             self._dist, self._signals.received is not None, out_of_time, save_due
         )
         if signalled or timed_out:
-            self._interrupt(
-                state, (self._signals.received or "a signal") if signalled else f"train.max_time={max_time:g} s"
-            )
+            self._interrupt(state, "" if signalled else f"train.max_time={max_time:g} s")
         elif save:
             self._save(state, "last")
 
-    def _interrupt(self, state: TrainState, reason: str) -> None:
+    def _interrupt(self, state: TrainState, reason: str = "") -> None:
+        """All ranks together; without a reason it is the signal that one of them got."""
+        reason = reason or next(filter(None, self._dist.gather(self._signals.received or "")))
         self._save(state, "last")
         self._directory.wait()
         self._dist.gather("saved")  # all ranks stay until rank 0 has: torchrun ends the others when one has left
-        self._summary["steps"] = state.step
+        self._summary.add(steps=state.step)
         raise Interrupted(f"interrupted by {reason} at step {state.step}, saved: resume={self._directory.path} goes on")
 
     def _flush(self, state: TrainState) -> None:
@@ -247,7 +247,7 @@ class Run:
             state.scores.flush(self._dist, state.step)
         except NonFiniteStepError as error:
             step = state.step_in_epoch - (state.step - error.step) - 1
-            _log.error("samples of step %d: %s", error.step, self._data.sample_ids(state.epoch, step))
+            self._directory.error(f"samples of step {error.step}: {self._data.sample_ids(state.epoch, step)}")
             raise
 
     def _save(self, state: TrainState, *names: str, best: bool = False) -> None:
@@ -276,21 +276,12 @@ class Run:
             )
         )
 
-    def _count(self, state: TrainState) -> None:
-        self._summary |= {"best": state.best, "last": state.last, "epochs": state.epoch, "steps": state.step}
-
-    def _summarize(self, status: str, code: int | None = None, error: str | None = None) -> None:
-        self._summary |= {"status": status, "exit_code": code, "error": error}
-        self._directory.summary(self._summary | {"seconds": round(self._seconds_before + self.clock.total(), 3)})
-
     def _fail(self, error: BaseException) -> None:
         """Say in the run's own files how it ended; the door tells the terminal."""
         self._directory.restore_terminal()
         told = isinstance(error, TinyexpError)
         _log.error("%s", error or type(error).__name__, exc_info=None if told else error, extra=FILE_ONLY)
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        name = "" if told else f"{type(error).__name__}: "
-        self._summarize(status, exit_code(error), f"{name}{error}".removesuffix(": "))
+        self._summary.fail(error)
 
     def _leave(self, reason: str, code: int | None = None) -> None:
         """At once, from another thread, since the main one may be blocked: what stands on the disk is whole.
@@ -308,8 +299,7 @@ class Run:
         try:
             self._directory.restore_terminal()
             sys.stderr.write(f"left at once: {reason}\n")
-            status = "interrupted" if code == Interrupted.exit_code else "failed"
-            self._summarize(status, code, f"left at once: {reason}")
+            self._summary.leave(code, f"left at once: {reason}")
             report(f"rank-{self._dist.rank}", {"code": code, "error": reason})
         finally:
             os._exit(code)

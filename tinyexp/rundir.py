@@ -146,6 +146,10 @@ class RunDirectory:
         """A line that comes whatever log.level is."""
         _log.log(ALWAYS, line)
 
+    def error(self, line: str) -> None:
+        """What each rank knows, and one says."""
+        _log.error(line)
+
     def due(self) -> bool:
         return self._display.due()
 
