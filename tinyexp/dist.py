@@ -33,7 +33,9 @@ class Dist:
     world: int = 1
 
     def summary(self) -> str:
-        return f"{self.world} rank{'s' if self.world > 1 else ''} of {torch.get_num_threads()} threads"
+        idle = torch.cuda.device_count() - 1 if self.device.type == "cuda" and self.world == 1 else 0
+        more = f" ({idle} more cuda devices are idle: hw.procs=auto takes all)" if idle else ""
+        return f"{self.world} rank{'s' if self.world > 1 else ''} of {torch.get_num_threads()} threads{more}"
 
     def agree(self, about: Mapping[str, str]) -> None:
         """The ranks wait for each other, make sure that `about` is the same on all, and connect.
@@ -181,6 +183,8 @@ def process_group(hw: HwConfig) -> Iterator[Dist]:
     if hw.threads is not None or ranks_here() > 1:
         torch.set_num_threads(hw.threads or cores_of_rank())
     if device.type == "cuda":
+        if local_rank >= (there := torch.cuda.device_count()):
+            raise ConfigError(f"this machine has {there} cuda devices, and a rank needs one: hw.procs={there}")
         torch.cuda.set_device(device)
     if not launched:
         yield Dist(device)

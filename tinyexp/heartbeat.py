@@ -21,6 +21,7 @@ from typing import Any
 from tinyexp.files import write_json
 
 FOLDER = "TINYEXP_HEARTBEATS"  # the environment variable in which a supervisor names its folder
+CPP_LOG = "TORCH_CPP_LOG_LEVEL"  # torch's: below ERROR, a lost connection is twenty lines of C++
 _LAYOUT = struct.Struct("<qqq")  # pid, beats, step
 _STEP = struct.Struct("<q")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -88,6 +89,12 @@ def read_report(folder: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
+
+
+def read_reports(folder: Path) -> dict[int, dict[str, Any]]:
+    """What ranks told, by rank: one that failed early has no other sign."""
+    names = [path.stem for path in folder.glob("rank-*[0-9].json")]
+    return {int(name.removeprefix("rank-")): read_report(folder, name) for name in sorted(names)}
 
 
 def under_torchrun() -> bool:

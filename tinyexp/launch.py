@@ -44,9 +44,9 @@ def launch(hw: HwConfig, words: Sequence[str]) -> int:
     if MACHINES_HERE in os.environ:
         end_with_parent()
     procs = _processes(hw)
+    host, port = _address(hw)
 
     def launcher() -> list[str]:
-        host, port = _address(hw)
         return [
             f"--nnodes={hw.nodes}",
             f"--nproc-per-node={procs}",
@@ -67,10 +67,14 @@ def free_port() -> int:
 
 
 def _address(hw: HwConfig) -> tuple[str, int | None]:
-    """Of node 0's store; for a machine that is alone, any port."""
+    """Of node 0's store; for a machine that is alone, any port. Raises ConfigError for a host that is not known."""
     if hw.master is None:
         return "127.0.0.1", None
     host, _, port = hw.master.rpartition(":") if hw.master.rpartition(":")[2].isdigit() else (hw.master, "", "")
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise ConfigError(f"hw.master={hw.master}: this machine knows no host {host} ({error.strerror})") from error
     return host, int(port or PORT)
 
 

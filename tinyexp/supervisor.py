@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinyexp.errors import Interrupted, RankLostError, describe_exit
-from tinyexp.heartbeat import FOLDER, Sign, read_report, read_signs
+from tinyexp.heartbeat import CPP_LOG, FOLDER, Sign, read_report, read_reports, read_signs
 from tinyexp.overrides import word
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -28,7 +27,8 @@ _LOOK = 0.2  # seconds between two looks
 _LINGER = 5.0  # seconds that torchrun may outlive its ranks when they have not all finished
 _BARRIER = 330.0  # and when they have: it waits 300 for the other machines
 _LAST = 35.0  # seconds from a signal to the end: a checkpoint is given 20, torchrun 30
-_QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # else a lost connection is twenty lines of C++
+_QUIET = {CPP_LOG: "FATAL"}  # of torchrun's launcher
+_CURE = "start the same line on each within hw.join_timeout; is node 0's port open and free? See docs/machines.md"
 _AGAIN = (1, 5, RankLostError.exit_code)  # what may go better another time
 
 
@@ -150,17 +150,20 @@ class Supervisor:
 
 def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> Ending:
     """What became of an attempt; ranks that could say nothing any more are told here."""
-    signs = read_signs(folder)
-    step = max((sign.step for sign in signs), default=0)
-    if not signs:
+    signs = {sign.rank: sign for sign in read_signs(folder)}
+    reports = read_reports(folder) | {rank: read_report(folder, f"rank-{rank}") for rank in signs}
+    step = max((sign.step for sign in signs.values()), default=0)
+    of_agent = read_report(folder, "agent")
+    if told := of_agent.get("error"):
+        _say(f"the machines did not come together: {told} ({_CURE})")
+    if not reports:
         return Ending(RankLostError.exit_code if agent.returncode else 0, step, ("no rank began",))
-    reports: dict[int, dict[str, Any]] = {sign.rank: read_report(folder, f"rank-{sign.rank}") for sign in signs}
-    of_agent = read_report(folder, "agent").get("codes", {})
-    codes = {rank: told["code"] if "code" in told else of_agent.get(str(rank), -9) for rank, told in reports.items()}
+    of_ranks = of_agent.get("codes", {})
+    codes = {rank: told["code"] if "code" in told else of_ranks.get(str(rank), -9) for rank, told in reports.items()}
     host = socket.gethostname()
     if agent.returncode < 0:
         _say(f"torchrun's launcher on {host} was ended {describe_exit(agent.returncode)} at step {step:,}")
-    for sign in signs:
+    for sign in signs.values():
         if codes[sign.rank] < 0 <= agent.returncode and sign.rank not in ended:
             hint = ": most often the system was out of memory" if codes[sign.rank] == -signal.SIGKILL else ""
             _say(f"rank {sign.rank} on {host} was ended {describe_exit(codes[sign.rank])} at step {sign.step:,}{hint}")
@@ -179,7 +182,7 @@ def _code(codes: list[int]) -> int:
     return max(codes)
 
 
-def _tell(code: int, told: dict[str, Any]) -> str:
+def _tell(code: int, told: dict[str, object]) -> str:
     """What it was, without what may differ between two times."""
     error = str(told.get("error") or "")
     ended = f"ended {describe_exit(code)}" if code < 0 else describe_exit(code)
