@@ -24,3 +24,7 @@ class Facts:
     def memory(self) -> dict[str, int]:
         names = ("weights", "gradients", "optimizer", "averaged", "activations")
         return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    @property
+    def checkpoint(self) -> int:
+        return self.weights + self.optimizer + self.averaged

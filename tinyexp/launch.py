@@ -44,7 +44,7 @@ def launch(hw: HwConfig, words: Sequence[str]) -> int:
     if MACHINES_HERE in os.environ:
         end_with_parent()
     procs = _processes(hw)
-    host, port = _address(hw)
+    host, port = address(hw.master)
 
     def launcher() -> list[str]:
         return [
@@ -66,16 +66,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _address(hw: HwConfig) -> tuple[str, int | None]:
-    """Of node 0's store; for a machine that is alone, any port. Raises ConfigError for a host that is not known."""
-    if hw.master is None:
+def address(master: str | None) -> tuple[str, int | None]:
+    """hw.master's host and port; for a machine that is alone, any port.
+
+    Raises:
+        ConfigError: the host is not known.
+    """
+    if master is None:
         return "127.0.0.1", None
-    host, _, port = hw.master.rpartition(":") if hw.master.rpartition(":")[2].isdigit() else (hw.master, "", "")
+    host, port = parse_address(master)
     try:
         socket.getaddrinfo(host, None)
     except OSError as error:
-        raise ConfigError(f"hw.master={hw.master}: this machine knows no host {host} ({error.strerror})") from error
-    return host, int(port or PORT)
+        raise ConfigError(f"hw.master={master}: this machine knows no host {host} ({error.strerror})") from error
+    return host, port
+
+
+def parse_address(master: str) -> tuple[str, int]:
+    host, _, port = master.rpartition(":")
+    return (host, int(port)) if host else (master, PORT)
 
 
 def _processes(hw: HwConfig) -> int:

@@ -58,7 +58,7 @@ class Data:
         transform = Transform(loader, self.mean, train.seed)
         self._fetcher = _Fetcher(source, self._plan, transform, loader, train.seed)
         self._keys = _Keys()
-        workers = _workers(loader, source, transform)
+        self.workers = workers = _workers(loader, source, transform)
         pin = dist.device.type == "cuda"
         self._loader = _worker_loader(self._fetcher, self._keys, workers, loader.start_method, pin) if workers else None
         # a thread that draws from torch's generator would disturb the step's dropout

@@ -84,16 +84,10 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
         DataError: an image that cannot be decoded, or too many under dataset.on_error=skip.
         ResourceError: no room.
     """
-    side = 2 * loader.image_size if loader.decode_size == "auto" else loader.decode_size
-    files = {
-        phase: replace(split, short_side=side)
-        for phase in ("train", "val")
-        if isinstance(split := getattr(source, phase), FileSplit)
-    }
+    files = files_to_decode(source, loader)
     if not files:
         return source
-    root = Path(loader.cache_dir).expanduser() / "store"
-    folders = {phase: root / store_key(split) for phase, split in files.items()}
+    folders = {phase: store_folder(split, loader) for phase, split in files.items()}
     sizes = {phase: _size(split, folders[phase]) for phase, split in files.items()}
     in_store = sum(sizes.values()) <= loader.max_gb * 1e9
     if not in_store:
@@ -119,6 +113,21 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
         else:
             made[phase] = replace(split, paths=tuple(split.paths[i] for i in kept), labels=split.labels[kept])
     return replace(source, train=made.get("train", source.train), val=made.get("val", source.val), skipped=skipped)
+
+
+def files_to_decode(source: Source, loader: LoaderConfig) -> dict[str, FileSplit]:
+    """By phase, the splits that are image files, at the size that they are decoded to."""
+    side = 2 * loader.image_size if loader.decode_size == "auto" else loader.decode_size
+    return {
+        phase: replace(split, short_side=side)
+        for phase in ("train", "val")
+        if isinstance(split := getattr(source, phase), FileSplit)
+    }
+
+
+def store_folder(split: FileSplit, loader: LoaderConfig) -> Path:
+    """Where a split's decoded images are, or will be."""
+    return Path(loader.cache_dir).expanduser() / "store" / store_key(split)
 
 
 def store_key(split: FileSplit) -> str:
