@@ -40,21 +40,21 @@ Completion: eval "$(tinyexp -sc install=bash)"; zsh the same; tinyexp -sc instal
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (the table is in README.md)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    code, told = 0, ""
+    code, told, say = 0, "", True
     try:
         code = _run(words)
     except TinyexpError as error:
         code, told = error.exit_code, str(error)
         # what is wrong in words is so on all ranks, and one says it
-        if not error.silent and (error.explained or not isinstance(error, ConfigError) or local_rank() == 0):
-            print(f"tinyexp{rank_tag()}: {error}", file=sys.stderr)  # noqa: T201
+        say = not error.silent and (error.explained or not isinstance(error, ConfigError) or local_rank() == 0)
     except KeyboardInterrupt:
-        print("tinyexp: interrupted before there was anything to save", file=sys.stderr)  # noqa: T201
-        code = 1
+        code, told = 1, "interrupted before there was anything to save"
     except Exception as error:  # the last resort: an error of ours, or of the user's own class
         traceback.print_exc()
-        code, told = exit_code(error), f"{type(error).__name__}: {error}"
+        code, told, say = exit_code(error), f"{type(error).__name__}: {error}", False
     report(f"rank-{os.environ.get('RANK')}", {"code": code, "error": told})
+    if told and say:
+        print(f"tinyexp{rank_tag()}: {told}", file=sys.stderr)  # noqa: T201
     return code
 
 

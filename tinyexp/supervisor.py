@@ -24,7 +24,7 @@ from tinyexp.overrides import word
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _LOOK = 0.2  # seconds between two looks
-_LINGER = 5.0  # seconds that torchrun may outlive its ranks when they have not all finished
+_LINGER = 8.0  # seconds that torchrun may outlive its ranks when they have not all finished
 _BARRIER = 330.0  # and when they have: it waits 300 for the other machines
 _LAST = 35.0  # seconds from a signal to the end: a checkpoint is given 20, torchrun 30
 _QUIET = {CPP_LOG: "FATAL"}  # of torchrun's launcher
@@ -159,34 +159,39 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> En
     if not reports:
         return Ending(RankLostError.exit_code if agent.returncode else 0, step, ("no rank began",))
     of_ranks = of_agent.get("codes", {})
-    codes = {rank: told["code"] if "code" in told else of_ranks.get(str(rank), -9) for rank, told in reports.items()}
+    codes = {rank: told["code"] if "code" in told else of_ranks.get(str(rank)) for rank, told in reports.items()}
     host = socket.gethostname()
     if agent.returncode < 0:
         _say(f"torchrun's launcher on {host} was ended {describe_exit(agent.returncode)} at step {step:,}")
-    for sign in signs.values():
-        if codes[sign.rank] < 0 <= agent.returncode and sign.rank not in ended:
-            hint = ": most often the system was out of memory" if codes[sign.rank] == -signal.SIGKILL else ""
-            _say(f"rank {sign.rank} on {host} was ended {describe_exit(codes[sign.rank])} at step {sign.step:,}{hint}")
+    for rank, code in codes.items():
+        if (code is None or code < 0) and agent.returncode >= 0 and rank not in ended:
+            hint = ": most often the system was out of memory" if code == -signal.SIGKILL else ""
+            _say(f"rank {rank} on {host} {_how(code)} at step {signs[rank].step:,}{hint}")
     first = [rank for rank, code in codes.items() if code not in (0, RankLostError.exit_code)] or list(codes)
     how = tuple(f"rank {rank}: {_tell(codes[rank], reports[rank])}" for rank in first)
     return Ending(_code(list(codes.values())), step, how, read_report(folder, "run").get("directory"))
 
 
-def _code(codes: list[int]) -> int:
+def _code(codes: list[int | None]) -> int:
     """The exit code of all: what a rank found wrong comes before what follows for the others."""
-    wrong = [code for code in codes if code > 0 and code not in (RankLostError.exit_code, Interrupted.exit_code)]
+    told = [code for code in codes if code is not None and code >= 0]
+    wrong = [code for code in told if code not in (0, RankLostError.exit_code, Interrupted.exit_code)]
     if wrong:
         return wrong[0]
-    if any(code < 0 or code == RankLostError.exit_code for code in codes):
-        return RankLostError.exit_code
-    return max(codes)
+    lost = len(told) < len(codes) or RankLostError.exit_code in told
+    return RankLostError.exit_code if lost else max(told)
 
 
-def _tell(code: int, told: dict[str, object]) -> str:
+def _how(code: int | None) -> str:
+    if code is None:
+        return "ended without a word"
+    return f"was ended {describe_exit(code)}" if code < 0 else describe_exit(code)
+
+
+def _tell(code: int | None, told: dict[str, object]) -> str:
     """What it was, without what may differ between two times."""
     error = str(told.get("error") or "")
-    ended = f"ended {describe_exit(code)}" if code < 0 else describe_exit(code)
-    return ended + (f": {error}" if error and code not in (0, RankLostError.exit_code) else "")
+    return _how(code) + (f": {error}" if error and code not in (0, RankLostError.exit_code) else "")
 
 
 def _is_alive(pid: int) -> bool:
