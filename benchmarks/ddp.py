@@ -85,7 +85,7 @@ def rank(options: argparse.Namespace) -> None:
     config = compose(words)
     with process_group(config.hw) as dist:
         source = load_source(config)
-        dist.agree(describe(config, source.fingerprint, "cpu"))
+        dist.agree(describe(config, source.content, "cpu"))
         with Run.open(config, dist) as run, Data(source, config, dist) as data:
             state = TrainState.build(config, data, dist)
             run.restore(state, data)

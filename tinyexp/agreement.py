@@ -49,7 +49,7 @@ def describe(config: Config, data: str, device: str) -> dict[str, str]:
         **{f"the version of {name}": version for name, version in versions.items()},
         "tinyexp's code": _digest(sorted(Path(__file__).parent.rglob("*.py"))),
         **_own_code(config),
-        "the data's fingerprint": data,
+        "the data": data,
     }
 
 

@@ -192,7 +192,7 @@ class Peers:
         """A thread: shows the supervisor that this process runs, and ends it where its main thread never would."""
         while not self._closed.wait(_BEAT / 2):
             self._heartbeat.beat()
-            if os.getppid() != self._parent:
+            if under_torchrun() and os.getppid() != self._parent:
                 self.leave("the launcher has ended", RankLostError.exit_code)
             if self._ending:
                 continue

@@ -68,7 +68,9 @@ class Run:
             if isinstance(error, RankLostError):
                 error.args = (f"{error}; resume={path} goes on from its last checkpoint",)
             run._fail(error)
-            raise error from (None if error is found else found)
+            if error is found:
+                raise
+            raise error from found
         finally:
             run._directory.close()
             run._signals.close()

@@ -94,6 +94,11 @@ class Source:
                     f"got {labels.min()}..{labels.max()}"
                 )
 
+    @property
+    def content(self) -> str:
+        """What ranks compare: images that one machine cannot decode make it another."""
+        return f"{self.fingerprint[:16]} of {len(self.train.labels)} train and {len(self.val.labels)} val images"
+
 
 def list_source(config: Config, *, fetch: bool) -> Source:
     """The data set that the config names, its image files not opened yet.

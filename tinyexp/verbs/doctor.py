@@ -137,7 +137,7 @@ def tell_data(screen: Screen, reports: Sequence[Report]) -> TinyexpError | None:
 
 def _tell_run(screen: Screen, config: Config, source: Source, reports: Sequence[Report], dist: Dist) -> None:
     """What the composed config takes of memory, disk and time. Raises ConfigError where the ranks are not alike."""
-    dist.agree(describe(config, source.fingerprint, dist.device.type))
+    dist.agree(describe(config, source.content, dist.device.type))
     same = "" if len(reports) == 1 else ", the same on all ranks"
     screen.line("data", f"{len(source.train.labels):,} train and {len(source.val.labels):,} val images{same}")
     size = config.loader.image_size

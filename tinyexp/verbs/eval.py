@@ -60,7 +60,7 @@ def score(checkpoint: dict[str, Any], origin: str, overrides: list[str]) -> Scor
     with process_group(config.hw) as dist:
         source = load_source(config)
         about = {"the checkpoint's step": str(checkpoint["state"]["step"])}
-        dist.agree(describe(config, source.fingerprint, dist.device.type) | about)
+        dist.agree(describe(config, source.content, dist.device.type) | about)
         with Data(source, config, dist) as data:
             if list(data.classes) != known["classes"]:
                 raise ConfigError(

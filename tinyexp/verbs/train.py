@@ -20,7 +20,7 @@ def train(config: Config) -> None:
     with process_group(config.hw) as dist:
         with terminal(config.log.level):
             source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
-        dist.agree(describe(config, source.fingerprint, dist.device.type))
+        dist.agree(describe(config, source.content, dist.device.type))
         with Run.open(config, dist) as run, Data(source, config, dist) as data:
             state = TrainState.build(config, data, dist)
             run.restore(state, data)
