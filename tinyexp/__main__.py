@@ -83,12 +83,12 @@ def _run(words: list[str]) -> int:
         config = compose_run(line.overrides)  # most typos are an error here, before torch is imported
         if is_wanted(config.hw):
             return launch(config.hw, words)
-        from tinyexp.parts import check_parts
-
-        config = check_parts(config)  # and the others here, before there is a directory
         from tinyexp.verbs.train import train
 
-        train(config)
+        try:
+            train(config)
+        except SystemExit as error:  # of a user's own class; without this it would look like a run that is done
+            raise TinyexpError(f"sys.exit({error.code!r}) was called in the middle of the run") from error
     else:
         verb = importlib.import_module(f"tinyexp.verbs.{line.verb}")
         return verb.main(line.paths, line.overrides, line.options) or 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from tinyexp.config import SLOTS, Config, flatten
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
-_OWN = (  # what each machine may have of its own
+_OWN = (  # what each machine may have of its own: a key, or with a dot all that begin so
     "run.",
     "sweep.",
     "resume",
@@ -40,7 +40,7 @@ _OWN = (  # what each machine may have of its own
 
 def describe(config: Config, data: str, device: str) -> dict[str, str]:
     """What must be equal, by name: each key of the config, the program, the libraries, the data's fingerprint."""
-    keys = {key: str(value) for key, value in flatten(config.plain).items() if not key.startswith(_OWN)}
+    keys = {key: str(value) for key, value in flatten(config.plain).items() if not _is_own(key)}
     versions = {name: metadata.version(name) for name in _PACKAGES}
     return {
         **keys,
@@ -64,6 +64,10 @@ def difference(ranks: Sequence[str], described: Sequence[Mapping[str, str]]) -> 
             cure = "give each machine the same words" if "." in name else "make them the same on each machine"
             return f"{name} is {mine} on {ranks[0]} and {other} on {rank}{more}: {cure}"
     return None
+
+
+def _is_own(key: str) -> bool:
+    return any(key.startswith(own) if own.endswith(".") else key == own for own in _OWN)
 
 
 def _own_code(config: Config) -> dict[str, str]:

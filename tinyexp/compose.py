@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from tinyexp.config import SLOTS, Config, blaming, changed_keys, flatten
 from tinyexp.errors import ConfigError
+from tinyexp.heartbeat import is_rank
 from tinyexp.hydraconf import by_hydra, to_plain
 from tinyexp.overrides import Overrides, jobs, parse
 from tinyexp.plainfile import read
@@ -53,7 +54,7 @@ def compose_run(words: Sequence[str]) -> Config:
             return config
         stored = read(directory / "config.yaml")
     else:
-        if _is_elsewhere(overrides) and "RANK" not in os.environ:  # its ranks will be handed the run's config
+        if _is_elsewhere(overrides) and not is_rank():  # its ranks will be handed the run's config
             return _compose(parse([one for one in words if not one.startswith("resume=")]))
         directory = Path(str(resume)) if _is_elsewhere(overrides) else _run_directory(str(resume))
         if "config_file" in overrides.given:
@@ -175,14 +176,13 @@ def _targets(values: dict[str, Any], path: Path) -> set[str]:
 
 def _is_elsewhere(overrides: Overrides) -> bool:
     """Is this not rank 0's machine, or not rank 0? The run's directory may not be here then."""
-    rank = os.environ.get("RANK")
-    return rank != "0" if rank is not None else bool(overrides.value("hw.node"))
+    return os.environ["RANK"] != "0" if is_rank() else bool(overrides.value("hw.node"))
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     """A run's config.yaml; rank 0's on all ranks, since the others may have no such directory."""
     path = directory / "config.yaml"
-    if "RANK" not in os.environ:
+    if not is_rank():
         return read(path)
     from tinyexp.peers import hand_on
 

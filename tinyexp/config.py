@@ -19,9 +19,14 @@ def _is_name(text: str) -> bool:
     return 0 < len(text) <= 100 and text[0] != "." and all(c.isalnum() or c in "._-+" for c in text)
 
 
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"[\w.-]+(?::(\d{1,5}))?", text)
+    return found is not None and 1 <= int(found[1] or 1) <= 65535
+
+
 SEED = Rule("at least 0 and below 2**63", lambda value: 0 <= value < 2**63)
 RANKS = Rule("1 to 65536", lambda value: 1 <= value <= 65536)
-ADDRESS = Rule("HOST or HOST:PORT", lambda text: bool(re.fullmatch(r"[\w.-]+(:\d{1,5})?", text)))
+ADDRESS = Rule("HOST or HOST:PORT with a port of 1 to 65535", _is_address)
 THREADS = Rule("1 to 1024", lambda value: 1 <= value <= 1024)
 MAGNITUDE = Rule("0 to 30", lambda value: 0 <= value <= 30)
 SHARE = Rule("in [0, 1)", lambda value: 0 <= value < 1)

@@ -17,9 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinyexp.agreement import difference
 from tinyexp.config import HwConfig
-from tinyexp.cores import cores_of_rank, ranks_here
+from tinyexp.cores import MACHINES_HERE, cores_of_rank, ranks_here
 from tinyexp.device import available_devices, pick_device
 from tinyexp.errors import ConfigError
+from tinyexp.heartbeat import is_rank, local_rank
 from tinyexp.interface import use_interface
 from tinyexp.peers import Peers
 
@@ -40,7 +41,7 @@ class Dist:
     def agree(self, about: Mapping[str, str]) -> None:
         """The ranks wait for each other, make sure that `about` is the same on all, and connect.
 
-        Nothing else here may be called before, but for `gather`.
+        Nothing else here may be called before, but for `gather` and `compare`.
 
         Raises:
             ConfigError: it is not; the message is the same on all ranks.
@@ -49,6 +50,9 @@ class Dist:
     def gather(self, text: str) -> list[str]:
         """Each rank's text, in their order, on every rank; waits as long as all are alive."""
         return [text]
+
+    def compare(self, about: Mapping[str, str]) -> None:
+        """Raises ConfigError where it is not the same on all ranks; the message is."""
 
     def reached(self, step: int) -> None:
         """This rank has done so many optimizer steps: for who watches it."""
@@ -91,12 +95,15 @@ class Group(Dist):
     store: Any  # of torch's rendezvous
     timeout: timedelta
 
-    def agree(self, about: Mapping[str, str]) -> None:
+    def compare(self, about: Mapping[str, str]) -> None:
         described = [json.loads(text) for text in self.gather(json.dumps(dict(about)))]
         if told := difference([str(peer) for peer in self.peers.all], described):
             error = ConfigError(told)
             error.explained, error.silent = True, self.peers.me.local_rank > 0
             raise error
+
+    def agree(self, about: Mapping[str, str]) -> None:
+        self.compare(about)
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         torch_dist.init_process_group(
             backend, store=self.store, rank=self.rank, world_size=self.world, timeout=self.timeout
@@ -109,6 +116,8 @@ class Group(Dist):
         self.peers.reached(step)
 
     def explain(self, error: BaseException) -> BaseException:
+        if isinstance(error, RuntimeError) and "find_unused_parameters" in str(error):
+            error = ConfigError("the network has parameters that its forward does not use: give hw.grad_sync=staged")
         return self.peers.explain(error)
 
     def before_leaving(self, leave: Callable[[str, int], None]) -> None:
@@ -174,32 +183,47 @@ def process_group(hw: HwConfig) -> Iterator[Dist]:
         ConfigError: hw.device is not on this machine.
         RankLostError: another rank did not come, or is gone.
     """
-    launched = "WORLD_SIZE" in os.environ and "RANK" in os.environ
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = pick_device(hw.device, available_devices(), local_rank)
-    staged = hw.grad_sync == "staged" or (hw.grad_sync == "auto" and device.type == "mps")
-    if hw.grad_sync == "ddp" and device.type == "mps":
-        raise ConfigError("hw.grad_sync=ddp is not for mps, whose tensors no collective takes: auto takes staged there")
-    if hw.threads is not None or ranks_here() > 1:
-        torch.set_num_threads(hw.threads or cores_of_rank())
-    if device.type == "cuda":
-        if local_rank >= (there := torch.cuda.device_count()):
-            raise ConfigError(f"this machine has {there} cuda devices, and a rank needs one: hw.procs={there}")
-        torch.cuda.set_device(device)
-    if not launched:
+    if not is_rank():
+        device = _device(hw)
         yield Dist(device)
         return
     use_interface()
     peers, store = Peers.join(hw.timeout)
-    kind = StagedGroup if staged else Group
-    group = kind(device, peers.me.rank, len(peers.all), peers=peers, store=store, timeout=timedelta(seconds=hw.timeout))
+    group: Group | None = None
     try:
+        device = _device(hw)
+        timeout = timedelta(seconds=hw.timeout)
+        kind = StagedGroup if _is_staged(hw, device) else Group
+        group = kind(device, peers.me.rank, len(peers.all), peers=peers, store=store, timeout=timeout)
         yield group
     except BaseException as error:
-        if (explained := group.explain(error)) is error:
+        explained = (group or peers).explain(error)
+        if explained is error:
             raise
         raise explained from error
     finally:
         peers.close()
         if torch_dist.is_initialized():
             torch_dist.destroy_process_group()  # without it a finished gloo job ends with SIGABRT
+
+
+def _device(hw: HwConfig) -> torch.device:
+    """This rank's, with its share of the cores."""
+    device = pick_device(hw.device, available_devices(), local_rank())
+    if hw.threads is not None or ranks_here() > 1:
+        torch.set_num_threads(hw.threads or cores_of_rank())
+    if device.type == "cuda":
+        wanted, there = ranks_here(), torch.cuda.device_count()
+        if wanted > there or MACHINES_HERE in os.environ:
+            raise ConfigError(
+                f"each rank needs a device of its own: here are {wanted} ranks and {there} cuda devices; "
+                "a rehearsal of several machines is for hw=cpu"
+            )
+        torch.cuda.set_device(device)
+    return device
+
+
+def _is_staged(hw: HwConfig, device: torch.device) -> bool:
+    if hw.grad_sync == "ddp" and device.type == "mps":
+        raise ConfigError("hw.grad_sync=ddp is not for mps, whose tensors no collective takes: auto takes staged there")
+    return hw.grad_sync == "staged" or (hw.grad_sync == "auto" and device.type == "mps")

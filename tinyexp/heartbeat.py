@@ -14,14 +14,18 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyexp.errors import RankLostError
 from tinyexp.files import write_json
 
 FOLDER = "TINYEXP_HEARTBEATS"  # the environment variable in which a supervisor names its folder
 CPP_LOG = "TORCH_CPP_LOG_LEVEL"  # torch's: below ERROR, a lost connection is twenty lines of C++
+PARENT = "TINYEXP_PARENT"  # and that with the number of a process whose children end with it
 _LAYOUT = struct.Struct("<qqq")  # pid, beats, step
 _STEP = struct.Struct("<q")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -35,7 +39,8 @@ class Heartbeat:
             self._map = mmap.mmap(-1, _LAYOUT.size)
         else:
             with path.open("w+b") as file:
-                file.truncate(_LAYOUT.size)
+                file.write(bytes(_LAYOUT.size))  # a sparse file on a full disk would end the process by SIGBUS
+                file.flush()
                 self._map = mmap.mmap(file.fileno(), _LAYOUT.size)
         self._beats = 0
         self.step = 0
@@ -44,7 +49,9 @@ class Heartbeat:
     @staticmethod
     def of_rank(rank: int) -> Heartbeat:
         folder = os.environ.get(FOLDER)
-        return Heartbeat(Path(folder, f"rank-{rank}") if folder else None)
+        with contextlib.suppress(OSError):  # no room for 24 bytes: the run goes on unwatched
+            return Heartbeat(Path(folder, f"rank-{rank}") if folder else None)
+        return Heartbeat(None)
 
     def beat(self) -> None:
         self._beats += 1
@@ -102,6 +109,11 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_rank() -> bool:
+    """Is this one of the processes of a run, as torchrun's environment, or another launcher's, says?"""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
 def local_rank() -> int:
     """This process's number among the run's on this machine."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -114,9 +126,17 @@ def rank_tag() -> str:
 
 
 def end_with_parent() -> None:
-    """From now on this process is killed when the one that started it ends, however that ends.
-
-    The system does it on Linux; elsewhere whoever watches must ask `os.getppid`.
-    """
+    """From now on this process is killed when the one that started it ends, however that ends; at once if it has."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os._exit(RankLostError.exit_code)
+    os.environ[PARENT] = str(os.getpid())  # what this process starts from now on may do the same
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(RankLostError.exit_code)

@@ -10,6 +10,7 @@ import struct
 import sys
 
 _SIOCGIFADDR = 0x8915 if sys.platform == "linux" else 0xC0206921  # <sys/ioctl.h>: an interface's IPv4 address
+_ELSEWHERE = "192.0.2.1"  # an address of nobody (RFC 5737)
 _VARIABLE = "GLOO_SOCKET_IFNAME"
 
 
@@ -30,8 +31,18 @@ def interface_towards(host: str) -> tuple[str, str] | None:
 
 
 def use_interface() -> None:
-    """Let gloo take the interface towards MASTER_ADDR, unless its variable is set."""
-    if _VARIABLE not in os.environ and (found := interface_towards(os.environ.get("MASTER_ADDR", ""))):
+    """Let gloo take the interface towards MASTER_ADDR, unless its variable is set.
+
+    Where several machines are there and that is a loopback (Debian's hosts file has node 0's name at 127.0.1.1), it is
+    the one of the default route.
+    """
+    if _VARIABLE in os.environ:
+        return
+    found = interface_towards(os.environ.get("MASTER_ADDR", ""))
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    if several and found and found[1].startswith("127."):
+        found = interface_towards(_ELSEWHERE) or found
+    if found:
         os.environ[_VARIABLE] = found[0]
 
 

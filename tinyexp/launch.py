@@ -11,18 +11,18 @@ from collections.abc import Sequence
 
 from tinyexp.config import HwConfig
 from tinyexp.cores import MACHINES_HERE
-from tinyexp.errors import ConfigError
-from tinyexp.heartbeat import end_with_parent
+from tinyexp.errors import ConfigError, RankLostError
+from tinyexp.heartbeat import PARENT, end_with_parent, is_rank
 from tinyexp.overrides import word
-from tinyexp.supervisor import SIGNALS, Supervisor
+from tinyexp.signals import heeded
+from tinyexp.supervisor import Supervisor
 
 PORT = 29500
 
 
 def is_wanted(hw: HwConfig) -> bool:
     """Is this the process that starts the others? Not under torchrun, whose ranks know what they are."""
-    several = hw.procs != 1 or hw.nodes > 1 or hw.max_restarts > 0
-    return several and not {"RANK", "WORLD_SIZE"} & os.environ.keys()
+    return (hw.procs != 1 or hw.nodes > 1 or hw.max_restarts > 0) and not is_rank()
 
 
 def launch(hw: HwConfig, words: Sequence[str]) -> int:
@@ -99,9 +99,9 @@ def _processes(hw: HwConfig) -> int:
 def _rehearse(hw: HwConfig, words: Sequence[str]) -> int:
     """Each machine is a process of its own on this one, with its share of the cores."""
     master = f"127.0.0.1:{free_port()}"
-    environment = {**os.environ, MACHINES_HERE: str(hw.nodes)}
+    environment = {**os.environ, MACHINES_HERE: str(hw.nodes), PARENT: str(os.getpid())}
     asked: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded()}
     machines = []
     try:
         for node in range(hw.nodes):
@@ -124,4 +124,4 @@ def _rehearse(hw: HwConfig, words: Sequence[str]) -> int:
             machine.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return next((code for code in codes if code), 0)
+    return next((code if code > 0 else RankLostError.exit_code for code in codes if code), 0)

@@ -18,25 +18,29 @@ class Meeting:
     """The next step to meet at; the first is the one after `step`, which tells how long steps are."""
 
     def __init__(self, step: int) -> None:
-        self._last = step
-        self._next = step + 1
+        self._step = self._last = step  # the latest, and that of the last meeting
+        self._ahead = 1  # steps from a meeting to the next
         self._since = time.monotonic()
 
     def is_at(self, step: int) -> bool:
-        return step >= self._next
+        self._step = step
+        return step >= self._last + self._ahead
 
     def agree(self, dist: Dist, *wishes: bool) -> list[bool]:
-        """Which of these does any rank wish? And when to meet next, which rank 0 says."""
+        """Which of these does any rank wish? And when to meet next, which rank 0 says.
+
+        All ranks may meet sooner than was said, at an epoch's end.
+        """
         if dist.world == 1:
             return list(wishes)
         ahead = self._propose() if dist.rank == 0 else 0
-        *counts, ahead = dist.sum(torch.tensor([*map(int, wishes), ahead])).tolist()
-        self._last, self._next = self._next, self._next + ahead
+        *counts, self._ahead = dist.sum(torch.tensor([*map(int, wishes), ahead])).tolist()
+        self._last = self._step
         self._since = time.monotonic()
         return [count > 0 for count in counts]
 
     def _propose(self) -> int:
         """In how many steps to meet again: at most at twice the distance of before, since a first step takes longer."""
-        done = self._next - self._last
+        done = self._step - self._last
         seconds = max(1e-9, time.monotonic() - self._since)
-        return max(1, min(2 * done, round(_PERIOD * done / seconds)))
+        return max(1, min(2 * self._ahead, round(_PERIOD * done / seconds))) if done else self._ahead

@@ -25,8 +25,10 @@ _BEAT = 1.0  # seconds between two signs of life
 _SILENT = 4.0  # seconds without one, after which a rank is taken for the lost one when a collective has failed
 _PATIENCE = 8.0  # seconds to find out who it was
 _GRACE = 10.0  # seconds for the main thread to end by itself
+_LEAST = 60.0  # seconds for the last words of one that has begun to end, or hw.timeout where that is more
 _TOLD, _HELLO, _ALIVE = "told", "hello", "alive"  # keys of the store
 _DONE = "done"
+_FAILED = "failed"  # in a sign of life: this rank came to a collective, and it failed
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class Peers:
         self.leave: Callable[[str, int], None] = _leave
         self._store = store
         self._heartbeat = Heartbeat.of_rank(self.me.rank)
-        self._parent = os.getppid()
         self._gathered = 0
         self._to_tell: str | None = None
-        self._ending = False
+        self._ending = 0.0  # since when
+        self._failed = False  # has a collective?
         self._closed, self._hurry = threading.Event(), threading.Event()
         self._told: dict[str, Any] | None = None  # how the first rank ended that did not end well
         self._told_at = 0.0
@@ -114,10 +116,11 @@ class Peers:
         self._gathered += 1
         try:
             self._store.set(keys[self.me.rank], text)
-            while not self._store.check(keys):
-                if lost := self._told or self._lost(self.timeout):
-                    raise self._as_error(lost)
-                time.sleep(0.05)
+            for key in keys:
+                while not self._store.check([key]):
+                    if lost := self._told or self._lost(self.timeout):
+                        raise self._as_error(lost)
+                    time.sleep(0.05)
             return [content.decode() for content in self._store.multi_get(keys)]
         except DistError as error:
             raise self.explain(error) from error
@@ -127,15 +130,17 @@ class Peers:
 
         Whatever it is, this rank is on its way out from now on.
         """
-        self._ending = True
+        self._ending = self._ending or time.monotonic()
         if getattr(error, "explained", False):
             return error
         if _is_of_collective(error):
+            self._failed = True
             until = time.monotonic() + _PATIENCE
             while (lost := self._told or self._lost(_SILENT)) is None and time.monotonic() < until:
                 self._hurry.set()
                 time.sleep(0.1)
-            lost = lost or self._record(None, f"no rank is known to be lost, but a collective failed: {_short(error)}")
+            unknown = f"no rank is known to be lost, but a collective failed: {_short(error)}"
+            lost = lost or self._absent() or self._record(None, unknown)
             made = self._as_error(self._tell(lost))
             made.__cause__ = error
             return made
@@ -144,7 +149,9 @@ class Peers:
         held = self._tell(self._record(self.me, text, code))
         if isinstance(error, TinyexpError):  # found by several ranks alike, it is said by one
             alike = held["code"] == code and (held["text"] == text or code == Interrupted.exit_code)
-            error.silent, error.explained = alike and held["by"] != self.me.rank, True
+            of_another = alike and held["by"] != self.me.rank
+            beside = self.all[held["by"]].is_beside(self.me) or self.me.local_rank > 0
+            error.silent, error.explained = of_another and beside, True
         return error
 
     def close(self) -> None:
@@ -160,6 +167,7 @@ class Peers:
             if time.monotonic() > until:
                 missing = [str(rank) for rank, key in enumerate(keys) if not self._store.check([key])]
                 raise RankLostError(f"rank {', '.join(missing)} did not come within hw.timeout={self.timeout:g} s")
+            self._heartbeat.beat()  # the guard is not there yet
             time.sleep(0.02)
         return [Peer(**json.loads(content)) for content in self._store.multi_get(keys)]
 
@@ -170,13 +178,13 @@ class Peers:
             while not self._closed.is_set():
                 if self._to_tell:
                     store.compare_set(_TOLD, "", self._to_tell)  # the first word holds for all
-                store.set(keys[self.me.rank], str(time.monotonic()))
+                store.set(keys[self.me.rank], f"{time.monotonic()} {_FAILED if self._failed else ''}")
                 told = json.loads(store.get(_TOLD)) if store.check([_TOLD]) else None
                 self._take([content.decode() for content in store.multi_get(keys)], told)
                 self._hurry.wait(_BEAT)
                 self._hurry.clear()
             store.set(keys[self.me.rank], _DONE)
-        except DistError:
+        except (DistError, ValueError):  # it is gone, or another program writes there
             return  # from now on its answers are missing
 
     def _take(self, beats: list[str], told: dict[str, Any] | None) -> None:
@@ -192,11 +200,12 @@ class Peers:
         """A thread: shows the supervisor that this process runs, and ends it where its main thread never would."""
         while not self._closed.wait(_BEAT / 2):
             self._heartbeat.beat()
-            if under_torchrun() and os.getppid() != self._parent:
-                self.leave("the launcher has ended", RankLostError.exit_code)
             if self._ending:
+                if time.monotonic() - self._ending > max(_LEAST, self.timeout):
+                    self.leave("it does not come to its end", RankLostError.exit_code)
                 continue
-            late = self._told and time.monotonic() - self._told_at > _GRACE
+            given_up = self._told and self._told["rank"] == self.me.rank
+            late = given_up or (self._told and time.monotonic() - self._told_at > _GRACE)
             lost = self._told if late else None if self._told else self._lost(self.timeout + _GRACE)
             if lost:
                 error = self._as_error(lost)
@@ -213,6 +222,14 @@ class Peers:
         if now - self._heard[rank] > silent and rank != self.me.rank:
             return self._record(self.all[rank], f"no sign of life for {now - self._heard[rank]:.0f} s")
         return None
+
+    def _absent(self) -> dict[str, Any] | None:
+        """The one rank that is alive and never came to the collective in which all others failed."""
+        absent = [peer for peer, beat in zip(self.all, self._beats, strict=True) if not beat.endswith(_FAILED)]
+        if len(absent) != 1 or absent[0] == self.me:
+            return None
+        told = f"alive, but it came to no collective within hw.timeout={self.timeout:g} s"
+        return self._record(absent[0], f"{told} (give more where a step or a save takes so long)")
 
     def _record(self, peer: Peer | None, text: str, code: int | None = None) -> dict[str, Any]:
         """Ranks go in step, so that mine is that of any, but for one."""
@@ -232,6 +249,7 @@ class Peers:
     def _as_error(self, record: dict[str, Any]) -> TinyexpError:
         """The same on each rank; said by one of each machine."""
         code, rank = record["code"], record["rank"]
+        record["text"] = "".join(sign if sign.isprintable() else " " for sign in record["text"])
         at = f"at step {record['step']:,}"
         if rank is None:
             error: TinyexpError = RankLostError(f"{record['text']} ({at})")
@@ -272,7 +290,10 @@ def _open_store(timeout: float) -> Any:
         return next(rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
     except (DistError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise RankLostError(f"rank 0's machine cannot be reached at {place}: {_short(error)}") from error
+        who = (
+            "the other ranks did not come to" if os.environ["RANK"] == "0" else "rank 0's machine cannot be reached at"
+        )
+        raise RankLostError(f"{who} {place}: {_short(error)}") from error
 
 
 def _is_of_collective(error: BaseException) -> bool:
@@ -280,7 +301,8 @@ def _is_of_collective(error: BaseException) -> bool:
     if isinstance(error, DistError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup"))
+    signs = ("third_party/gloo", "gloo/", "[c10d]", "NCCL", "ProcessGroup")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 def _short(error: BaseException) -> str:

@@ -83,7 +83,10 @@ class Run:
             IntegrityError: the checkpoint is damaged.
         """
         lines = 0
-        if content := self._dist.broadcast_bytes(self._directory.read_resumed() or b""):
+        self._dist.compare({f"the data's {name}": str(value) for name, value in data.describe().items()})
+        read = self._directory.read_resumed()
+        self._dist.gather("read")  # which may take longer than a collective waits
+        if content := self._dist.broadcast_bytes(read or b""):
             checkpoint = decode(content, f"the checkpoint of {self._directory.path}")
             data.check_same(checkpoint["data"])
             if "optimizer" not in checkpoint["state"]:
@@ -204,6 +207,7 @@ class Run:
             _log.info("stopped early: no better %s in %d epochs", self._config.ckpt.monitor, state.stale)
         with self.clock.within("save"):
             self._directory.finish(best)
+        self._dist.gather("finished")  # not before all is on the disk, which only rank 0 knows
         self.clock.switch("end")
         panel = closing_box(f"{state.epoch} epochs, {state.step:,} steps", self.clock.seconds)
         _log.info("%s", plain_text(panel), extra=drawn(panel))

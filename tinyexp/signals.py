@@ -20,6 +20,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DEADLINE = 20.0  # seconds from the first signal to a saved checkpoint; torchrun kills after 30
 
 
+def heeded() -> list[signal.Signals]:
+    """Those of SIGNALS that this process answers: nohup has SIGHUP ignored, and so it stays."""
+    return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class SignalWatch:
     """`received` names the first signal. `leave` is called, in another thread, at the second one or past the deadline.
 
@@ -34,8 +39,7 @@ class SignalWatch:
         self._deadline = deadline
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-        self._previous = {number: signal.signal(number, _take) for number in heeded}  # nohup has SIGHUP ignored
+        self._previous = {number: signal.signal(number, _take) for number in heeded()}
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()

@@ -20,7 +20,8 @@ from tinyexp.plainfile import read
 from tinyexp.typed import typed
 from tinyexp.validate import mapping, named_by_conf, validate
 
-_PLACE = ("hw.nodes", "hw.node", "hw.master")
+# of a command and not of a run
+_PLACE = ("hw.procs", "hw.nodes", "hw.node", "hw.master", "hw.max_restarts", "hw.join_timeout")
 
 # What a config_file does not say: whom to trust, and where the runs of whoever reads it go
 _NOT_FROM_FILES = ("resume", "config_file", "trust", "run.dir", "sweep.dir")

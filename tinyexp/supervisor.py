@@ -18,15 +18,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyexp.errors import Interrupted, RankLostError, describe_exit
-from tinyexp.heartbeat import CPP_LOG, FOLDER, Sign, read_report, read_reports, read_signs
+from tinyexp.errors import Interrupted, RankLostError, TinyexpError, describe_exit
+from tinyexp.files import refusal
+from tinyexp.heartbeat import CPP_LOG, FOLDER, PARENT, Sign, read_report, read_reports, read_signs
 from tinyexp.overrides import word
+from tinyexp.signals import heeded
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _LOOK = 0.2  # seconds between two looks
 _LINGER = 8.0  # seconds that torchrun may outlive its ranks when they have not all finished
 _BARRIER = 330.0  # and when they have: it waits 300 for the other machines
+_ECHO = 2.5  # seconds, a little more than the ranks'
 _LAST = 35.0  # seconds from a signal to the end: a checkpoint is given 20, torchrun 30
+_NOBODY = ("no rank began",)
 _QUIET = {CPP_LOG: "FATAL"}  # of torchrun's launcher
 _CURE = "start the same line on each within hw.join_timeout; is node 0's port open and free? See docs/machines.md"
 _AGAIN = (1, 5, RankLostError.exit_code)  # what may go better another time
@@ -39,11 +42,12 @@ class Ending:
     code: int
     step: int  # the last one done
     how: tuple[str, ...]  # by rank
+    begun: bool = True  # had the run a directory?
     directory: str | None = None  # of the run, where rank 0 is here
 
     def is_like(self, other: Ending) -> bool:
         """The same way at the same step? Ranks may be one step apart when one is lost."""
-        return self.how == other.how and abs(self.step - other.step) <= 1
+        return self.how == other.how != _NOBODY and abs(self.step - other.step) <= 1
 
 
 class Supervisor:
@@ -64,6 +68,9 @@ class Supervisor:
         with self._answering():
             for restarts in range(self._max_restarts + 1):
                 ending = self._attempt()
+                if self._deadline is not None and not ending.begun and ending.code:
+                    _say("interrupted before there was anything to save")
+                    return 1
                 if ending.code not in _AGAIN or self._deadline is not None:
                     return ending.code
                 if before and ending.is_like(before):
@@ -71,24 +78,36 @@ class Supervisor:
                     return ending.code
                 if restarts < self._max_restarts:
                     self._go_on_in(ending.directory)
-                    _say(f"restart {restarts + 1} of {self._max_restarts}, after {'; '.join(ending.how)}")
+                    _say(f"restart {restarts + 1} of {self._max_restarts}, from the last checkpoint")
                 before = ending
         if self._max_restarts:
             _say(f"hw.max_restarts={self._max_restarts} are used up")
         return ending.code
 
     def _go_on_in(self, directory: str | None) -> None:
-        if directory and not any(each.startswith("resume=") and each != "resume=auto" for each in self._words):
-            kept = [each for each in self._words if not each.startswith(("run.dir=", "resume="))]
-            self._words = [*kept, word("run.dir", directory), "resume=auto"]
+        """The words of the next attempt: a checkpoint that was named holds until there is a later one."""
+        if directory is None:
+            return
+        resumed = next((each for each in self._words if each.startswith("resume=") and each != "resume=auto"), None)
+        go_on = [word("resume", directory)] if resumed else [word("run.dir", directory), "resume=auto"]
+        last = Path(directory, "checkpoints", "last.pt")
+        if resumed is None or (resumed.endswith(".pt") and last.exists() and last.stat().st_mtime > self._began):
+            self._words = [*(one for one in self._words if not one.startswith(("run.dir=", "resume="))), *go_on]
 
     def _attempt(self) -> Ending:
-        folder = Path(tempfile.mkdtemp(prefix="tinyexp-"))
-        self._ended.clear()
         try:
-            command = [sys.executable, "-m", "tinyexp.agent", *self._launcher(), "-m", "tinyexp", *self._words]
+            folder = Path(tempfile.mkdtemp(prefix="tinyexp-"))
+        except OSError as error:
+            raise refusal(
+                f"{tempfile.gettempdir()} cannot be written: {error.strerror}", error, TinyexpError
+            ) from error
+        self._ended.clear()
+        self._began = time.time()
+        try:
+            launcher = [*self._launcher(), f"--log-dir={folder}/torchrun"]
+            command = [sys.executable, "-m", "tinyexp.agent", *launcher, "-m", "tinyexp", *self._words]
             # a session of its own, so that Ctrl-C reaches the ranks once: from here
-            environment = {**_QUIET, **os.environ, FOLDER: str(folder)}
+            environment = {**_QUIET, **os.environ, FOLDER: str(folder), PARENT: str(os.getpid())}
             agent = subprocess.Popen(command, env=environment, start_new_session=True)
             self._watch(agent, folder)
             return _ending(agent, folder, self._ended)
@@ -102,8 +121,8 @@ class Supervisor:
         while agent.poll() is None:
             time.sleep(_LOOK)  # what is counted is looks: a machine that slept has not seen them stand still
             signs = read_signs(folder)
-            self._pass_on(agent, signs)
             living = [sign for sign in signs if _is_alive(sign.pid)]
+            self._pass_on(agent, living, bool(read_report(folder, "run")))
             for sign in living:
                 beats, silent = unchanged.get(sign.rank, (-1, 0.0))
                 silent = silent + _LOOK if beats == sign.beats else 0.0
@@ -120,15 +139,19 @@ class Supervisor:
                     _kill(sign.pid)
                 agent.wait()
 
-    def _pass_on(self, agent: subprocess.Popen[bytes], signs: list[Sign]) -> None:
+    def _pass_on(self, agent: subprocess.Popen[bytes], living: list[Sign], begun: bool) -> None:
+        """`begun`: is there a run that may save?"""
         while self._asked:
+            now = time.monotonic()
+            if self._deadline is None and begun:
+                _say(f"{signal.Signals(self._asked[0]).name}: saving after this step; once more leaves at once")
+            if self._deadline is not None and now < self._deadline - _LAST + _ECHO:
+                return  # ranks take one that comes so soon for the same
             number = self._asked.pop(0)
-            if self._deadline is None:
-                _say(f"{signal.Signals(number).name}: saving after this step; once more leaves at once")
-            self._deadline = self._deadline or time.monotonic() + _LAST
-            for sign in signs:
+            self._deadline = self._deadline or now + _LAST
+            for sign in living:
                 _kill(sign.pid, number)
-            if not signs:  # there is nothing to save yet
+            if not living:
                 agent.terminate()
 
     def _is_late(self) -> bool:
@@ -139,8 +162,7 @@ class Supervisor:
         def take(number: int, _: object) -> None:
             self._asked.append(number)
 
-        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        before = {number: signal.signal(number, take) for number in heeded}
+        before = {number: signal.signal(number, take) for number in heeded()}
         try:
             yield
         finally:
@@ -156,8 +178,11 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> En
     of_agent = read_report(folder, "agent")
     if told := of_agent.get("error"):
         _say(f"the machines did not come together: {told} ({_CURE})")
+    about = read_report(folder, "run")
+    if not reports and agent.returncode > 0 and not told:
+        _say(f"no process began within hw.join_timeout ({_CURE})")
     if not reports:
-        return Ending(RankLostError.exit_code if agent.returncode else 0, step, ("no rank began",))
+        return Ending(RankLostError.exit_code if agent.returncode else 0, step, _NOBODY, begun=False)
     of_ranks = of_agent.get("codes", {})
     codes = {rank: told["code"] if "code" in told else of_ranks.get(str(rank)) for rank, told in reports.items()}
     host = socket.gethostname()
@@ -166,10 +191,11 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> En
     for rank, code in codes.items():
         if (code is None or code < 0) and agent.returncode >= 0 and rank not in ended:
             hint = ": most often the system was out of memory" if code == -signal.SIGKILL else ""
-            _say(f"rank {rank} on {host} {_how(code)} at step {signs[rank].step:,}{hint}")
+            _say(f"rank {rank} on {host} {_how(code)} at step {signs[rank].step if rank in signs else 0:,}{hint}")
     first = [rank for rank, code in codes.items() if code not in (0, RankLostError.exit_code)] or list(codes)
     how = tuple(f"rank {rank}: {_tell(codes[rank], reports[rank])}" for rank in first)
-    return Ending(_code(list(codes.values())), step, how, read_report(folder, "run").get("directory"))
+    begun = bool(about) or 0 not in codes
+    return Ending(_code(list(codes.values())), step, how, begun=begun, directory=about.get("directory"))
 
 
 def _code(codes: list[int | None]) -> int:

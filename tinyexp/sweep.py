@@ -24,9 +24,9 @@ from tinyexp.errors import ConfigError, Interrupted, TinyexpError, describe_exit
 from tinyexp.files import make_unique, refusal, write_json
 from tinyexp.overrides import word
 from tinyexp.saved import SavedRun
+from tinyexp.signals import heeded
 
 _log = logging.getLogger(__name__)
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _LOOK = 0.25  # seconds between two looks at a running job
 _NAME = re.compile(r"[^A-Za-z0-9._+-]+")  # what a directory's name, and an override's value, had better not have
 _LONGEST = 80
@@ -79,6 +79,8 @@ class Sweep:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("-m is for one process, and torchrun started several: each would run the whole sweep")
         first = jobs[0].config
+        if first.hw.master is not None:
+            raise ConfigError("-m is for one machine, as hw.master is not: start each run on all machines by itself")
         names = {job.config.run.name for job in jobs}
         try:
             if first.sweep.dir is None:
@@ -182,7 +184,7 @@ class Sweep:
             if self._process is not None:  # send_signal does nothing to one that has ended
                 self._process.send_signal(number)
 
-        before = {number: signal.signal(number, answer) for number in _SIGNALS}
+        before = {number: signal.signal(number, answer) for number in heeded()}
         try:
             yield
         finally:

@@ -74,6 +74,7 @@ class Source:
     names: tuple[str, ...] = ()  # what people call the classes; empty: as `classes`
     listing: Any = None  # of image files: listing.py's, for `prepare --verify`
     skipped: int = 0  # images that could not be decoded and were left out
+    left_out: str = ""  # a fingerprint of which
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -97,7 +98,8 @@ class Source:
     @property
     def content(self) -> str:
         """What ranks compare: images that one machine cannot decode make it another."""
-        return f"{self.fingerprint[:16]} of {len(self.train.labels)} train and {len(self.val.labels)} val images"
+        told = f" without {self.skipped} ({self.left_out[:8]})" if self.skipped else ""
+        return f"{self.fingerprint[:16]} of {len(self.train.labels)} train and {len(self.val.labels)} val images{told}"
 
 
 def list_source(config: Config, *, fetch: bool) -> Source:

@@ -112,7 +112,14 @@ def decoded(source: Source, loader: LoaderConfig) -> Source:
             made[phase].fetch(kept[:0])  # maps it: from now on the files may be removed
         else:
             made[phase] = replace(split, paths=tuple(split.paths[i] for i in kept), labels=split.labels[kept])
-    return replace(source, train=made.get("train", source.train), val=made.get("val", source.val), skipped=skipped)
+    left_out = fingerprint(*(f"{phase} {sorted(found)}" for phase, found in bad.items()))
+    return replace(
+        source,
+        train=made.get("train", source.train),
+        val=made.get("val", source.val),
+        skipped=skipped,
+        left_out=left_out if skipped else "",
+    )
 
 
 def files_to_decode(source: Source, loader: LoaderConfig) -> dict[str, FileSplit]:

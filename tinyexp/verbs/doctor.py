@@ -147,9 +147,11 @@ def _tell_run(screen: Screen, config: Config, source: Source, reports: Sequence[
         screen.line("all-reduce", f"{1e3 * latency:.2f} ms, and {bandwidth / 1e9:.2f} GB/s with {mega(buffer)}")
     tell_disk(screen, config, facts.checkpoint)
     began = time.perf_counter()
-    if missing := unmade_store(source, config):
+    missing = [int(text) for text in dist.gather(str(unmade_store(source, config)))]
+    if any(missing):
         tell_memory(screen, facts, reports)
-        told = f"a run would first decode the images, to about {mega(missing)} in {config.loader.cache_dir}"
+        who = next(report.host for report, size in zip(reports, missing, strict=True) if size)
+        told = f"{who} would first decode the images, to about {mega(max(missing))} in {config.loader.cache_dir}"
         screen.warn(f"{told} (`prepare` does this alone): its time can be told when they are there")
         return
     with Data(decoded(source, config.loader), config, dist) as data:

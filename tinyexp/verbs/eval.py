@@ -38,8 +38,7 @@ def main(paths: list[str], overrides: list[str], _: dict[str, str]) -> int:
         )
     check_stored(checkpoint["config"], overrides)
     hw = recompose(checkpoint["config"], overrides).hw
-    given = parse(overrides).given
-    if is_wanted(hw) and given & {"hw.procs", "hw.nodes"}:  # not because it was trained so
+    if is_wanted(hw):
         return launch(hw, ["eval", *paths, *overrides])
     score(checkpoint, str(path), overrides)
     return 0

@@ -12,12 +12,14 @@ from tinyexp.data.store import load_source
 from tinyexp.dist import process_group
 from tinyexp.engine import TrainState, evaluate, train_epoch
 from tinyexp.log import terminal
+from tinyexp.parts import check_parts
 from tinyexp.run import Run
 
 
 def train(config: Config) -> None:
     """Raises TinyexpError for all that a user can mend; its exit_code is the process's."""
     with process_group(config.hw) as dist:
+        config = check_parts(config)  # what words do not show is an error here, before there is a directory
         with terminal(config.log.level):
             source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
         dist.agree(describe(config, source.content, dist.device.type))
