@@ -430,7 +430,7 @@ def test_images_that_are_not_decoded_yet(capsys: pytest.CaptureFixture[str], hom
     words = (f"dataset.root={home / 'images'}", f"dataset.cache_dir={home / 'cache'}", "dataset.image_size=28")
     words = (*SHORT, "dataset=imagefolder", "model=resnet18", *words)
     said = asked(capsys, *words)
-    assert "a run would first decode the images, to about 0.0 MB" in said["warning:"][0]
+    assert f"{HOST} would first decode the images, to about 0.0 MB" in said["warning:"][0]
     assert "memory" in said
     assert "time" not in said
     assert not (home / "cache").exists()
