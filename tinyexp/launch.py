@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from tinyexp.cores import MACHINES_HERE
 from tinyexp.errors import ConfigError, RankLostError
 from tinyexp.heartbeat import PARENT, end_with_parent, is_rank
 from tinyexp.overrides import word
-from tinyexp.signals import heeded
+from tinyexp.signals import answering
 from tinyexp.supervisor import Supervisor
 
 PORT = 29500
@@ -100,28 +99,20 @@ def _rehearse(hw: HwConfig, words: Sequence[str]) -> int:
     """Each machine is a process of its own on this one, with its share of the cores."""
     master = f"127.0.0.1:{free_port()}"
     environment = {**os.environ, MACHINES_HERE: str(hw.nodes), PARENT: str(os.getpid())}
-    asked: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in heeded()}
-    machines = []
-    try:
-        for node in range(hw.nodes):
-            command = [sys.executable, "-m", "tinyexp", *words, word("hw.master", master), f"hw.node={node}"]
-            machines.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        codes: list[int | None] = [None] * len(machines)
-        while None in codes:
-            for node, machine in enumerate(machines):
-                while asked:
-                    number = asked.pop()
-                    for each in machines:
-                        each.send_signal(number)
-                try:
-                    codes[node] = machine.wait(0.1)
-                except subprocess.TimeoutExpired:
-                    continue
-    finally:
+    machines: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int) -> None:
         for machine in machines:
-            machine.kill()
-            machine.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            machine.send_signal(number)
+
+    with answering(pass_on):
+        try:
+            for node in range(hw.nodes):
+                command = [sys.executable, "-m", "tinyexp", *words, word("hw.master", master), f"hw.node={node}"]
+                machines.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            codes = [machine.wait() for machine in machines]
+        finally:
+            for machine in machines:
+                machine.kill()
+                machine.wait()
     return next((code if code > 0 else RankLostError.exit_code for code in codes if code), 0)

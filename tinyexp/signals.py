@@ -13,7 +13,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
@@ -23,6 +23,17 @@ DEADLINE = 20.0  # seconds from the first signal to a saved checkpoint; torchrun
 def heeded() -> list[signal.Signals]:
     """Those of SIGNALS that this process answers: nohup has SIGHUP ignored, and so it stays."""
     return [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def answering(answer: Callable[[int], None]) -> Iterator[None]:
+    """`answer` gets each signal while this is entered; for a process that passes them on."""
+    before = {number: signal.signal(number, lambda number, _: answer(number)) for number in heeded()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class SignalWatch:

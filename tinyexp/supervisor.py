@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from tinyexp.errors import Interrupted, RankLostError, TinyexpError, describe_ex
 from tinyexp.files import refusal
 from tinyexp.heartbeat import CPP_LOG, FOLDER, PARENT, Sign, read_report, read_reports, read_signs
 from tinyexp.overrides import word
-from tinyexp.signals import heeded
+from tinyexp.signals import answering
 
 _LOOK = 0.2  # seconds between two looks
 _LINGER = 8.0  # seconds that torchrun may outlive its ranks when they have not all finished
@@ -65,7 +65,7 @@ class Supervisor:
     def run(self) -> int:
         """Until it is done, or another attempt would not help; returns the exit code."""
         before: Ending | None = None
-        with self._answering():
+        with answering(self._asked.append):
             for restarts in range(self._max_restarts + 1):
                 ending = self._attempt()
                 if self._deadline is not None and not ending.begun and ending.code:
@@ -156,18 +156,6 @@ class Supervisor:
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() > self._deadline
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        def take(number: int, _: object) -> None:
-            self._asked.append(number)
-
-        before = {number: signal.signal(number, take) for number in heeded()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> Ending:

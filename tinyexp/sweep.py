@@ -24,7 +24,7 @@ from tinyexp.errors import ConfigError, Interrupted, TinyexpError, describe_exit
 from tinyexp.files import make_unique, refusal, write_json
 from tinyexp.overrides import word
 from tinyexp.saved import SavedRun
-from tinyexp.signals import heeded
+from tinyexp.signals import answering
 
 _log = logging.getLogger(__name__)
 _LOOK = 0.25  # seconds between two looks at a running job
@@ -116,7 +116,7 @@ class Sweep:
         Args:
             look: called some times a second while a job runs.
         """
-        with self._answering():
+        with answering(self._answer):
             for job in self.jobs:
                 if self.asked or (self.on_error == "stop" and any(map(_is_bad, self.jobs))):
                     job.status = "not started"
@@ -175,21 +175,11 @@ class Sweep:
         with contextlib.suppress(OSError):
             self.directory.joinpath(f"{job.directory.name}.out").write_bytes(output)
 
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answer(self, number: int) -> None:
         """Signals go to the running job: the first makes it save and end, the second end at once."""
-
-        def answer(number: int, _: object) -> None:
-            self.asked = number
-            if self._process is not None:  # send_signal does nothing to one that has ended
-                self._process.send_signal(number)
-
-        before = {number: signal.signal(number, answer) for number in heeded()}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        self.asked = number
+        if self._process is not None:  # send_signal does nothing to one that has ended
+            self._process.send_signal(number)
 
 
 def _directory_name(number: int, width: int, label: dict[str, str]) -> str:
