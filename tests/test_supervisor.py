@@ -372,13 +372,14 @@ def test_after_a_signal_nothing_is_started_again(stage: Stage, line: str) -> Non
     assert len(stage.started) == 1
 
 
-def test_a_signal_before_any_rank_began_ends_the_launcher(stage: Stage) -> None:
+def test_a_signal_before_any_rank_began_ends_the_launcher(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:
     sender = stage.when_noted(9, "ready", signal.SIGTERM)
-    (stage.folder / "rank-9").write_text("ready\n")
-    code, seconds = timed(lambda: stage.run([], agent="time.sleep(20)", max_restarts=2))
+    agent = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); (here / 'rank-9').write_text('ready\\n')"
+    code, seconds = timed(lambda: stage.run([], agent=f"{agent}; time.sleep(20)", max_restarts=2))
     sender.join()
-    assert code != 0
+    assert code == 1
     assert seconds < 5
+    assert capfd.readouterr().err == "tinyexp: interrupted before there was anything to save\n"
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ class Supervisor:
             environment = {**_QUIET, **os.environ, FOLDER: str(folder), PARENT: str(os.getpid())}
             agent = subprocess.Popen(command, env=environment, start_new_session=True)
             self._watch(agent, folder)
-            return _ending(agent, folder, self._ended)
+            return _ending(agent, folder, self._ended, asked=self._deadline is not None)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,8 +158,8 @@ class Supervisor:
         return self._deadline is not None and time.monotonic() > self._deadline
 
 
-def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> Ending:
-    """What became of an attempt; ranks that could say nothing any more are told here."""
+def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int], *, asked: bool) -> Ending:
+    """What became of an attempt; ranks that could say nothing any more are told here. `asked`: a signal ended it."""
     signs = {sign.rank: sign for sign in read_signs(folder)}
     reports = read_reports(folder) | {rank: read_report(folder, f"rank-{rank}") for rank in signs}
     step = max((sign.step for sign in signs.values()), default=0)
@@ -167,7 +167,7 @@ def _ending(agent: subprocess.Popen[bytes], folder: Path, ended: set[int]) -> En
     if told := of_agent.get("error"):
         _say(f"the machines did not come together: {told} ({_CURE})")
     about = read_report(folder, "run")
-    if not reports and agent.returncode > 0 and not told:
+    if not reports and agent.returncode > 0 and not told and not asked:
         _say(f"no process began within hw.join_timeout ({_CURE})")
     if not reports:
         return Ending(RankLostError.exit_code if agent.returncode else 0, step, _NOBODY, begun=False)
