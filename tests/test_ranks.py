@@ -222,3 +222,26 @@ def test_a_run_of_many_short_epochs(tmp_path: Path) -> None:
     """Their ends are met at before the step that ranks had said, time after time."""
     words = ("train.limit_batches=1", "train.batch_size=2", "train.eval_batch_size=2", "ckpt.every_minutes=null")
     program(*FEW, *words, "train.epochs=90", "hw.procs=2", f"run.dir={tmp_path / 'run'}")
+
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, *, num_classes):
+        super().__init__()
+        self.used, self.other = nn.Linear(784, num_classes), nn.Linear(3, 3)
+
+    def forward(self, images):
+        return self.used(images.flatten(1))
+"""
+
+
+def test_parameters_that_forward_does_not_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "partly.py").write_text(NET)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = (*FEW, "hw.procs=2", "model._target_=partly.Net")
+    told = program(*words, f"run.dir={tmp_path / 'ddp'}", code=2).stderr
+    assert told.count("the network has parameters that its forward does not use: give hw.grad_sync=staged") == 1
+    assert "Traceback" not in told
+    program(*words, "hw.grad_sync=staged", f"run.dir={tmp_path / 'staged'}")

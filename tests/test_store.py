@@ -264,6 +264,19 @@ def test_the_first_bad_file_is_named(place: Place, chunk: int, max_gb: float, mo
     assert not place.stores
 
 
+def test_ranks_can_tell_that_other_images_are_left_out(place: Place) -> None:
+    whole = place.open(on_error="skip").content
+    bad = place.spoil("train/ant/2.png")
+    first = place.open(on_error="skip")
+    assert first.content == place.open(on_error="skip", max_gb=0.0).content != whole
+    bad.write_bytes(place.root.joinpath("train/ant/1.png").read_bytes())
+    place.spoil("train/ant/3.png")
+    second = place.open(on_error="skip")
+    assert second.skipped == first.skipped == 1
+    assert second.left_out != first.left_out
+    assert second.left_out[:8] in second.content
+
+
 @pytest.mark.parametrize("chunk", [2, 128])
 def test_bad_files_are_left_out_and_counted(
     place: Place, chunk: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -177,6 +177,13 @@ def test_directories_say_what_they_are_and_need_no_quotes(tmp_path: Path) -> Non
         assert parse([f"resume={relative}"]).value("resume") == relative
 
 
+def test_a_sweep_is_of_one_machine(tmp_path: Path) -> None:
+    jobs = compose_sweep([f"run.root={tmp_path}", "train.seed=0,1", "hw.nodes=2", "hw.master=node0", "hw.node=0"])
+    with pytest.raises(ConfigError, match=r"-m is for one machine.*start each run on all machines by itself"):
+        Sweep.make(jobs)
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_sweeps_do_not_collide(tmp_path: Path) -> None:
     jobs = compose_sweep([f"run.root={tmp_path}", "train.seed=0,1"])
     assert len({Sweep.make(jobs).directory for _ in range(20)}) == 20
