@@ -256,7 +256,7 @@ def test_a_rank_without_the_runs_directory_is_handed_the_first_ones_config(
         given.append(text)
         return str(given[0])
 
-    monkeypatch.setattr("tinyexp.peers.hand_on", hand_on)
+    monkeypatch.setattr("tinyexp.rendezvous.hand_on", hand_on)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     first = compose_run([f"resume={stored}", "hw.node=0", "hw.nodes=2"])

@@ -350,6 +350,39 @@ def test_the_end_of_the_store_names_the_first_machine(ranks: Ranks) -> None:
     assert str(first).startswith("no rank is known to be lost, but a collective failed")  # it is on that machine
 
 
+def test_who_tells_stays_until_all_that_live_have_heard(ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store may end with it, and nobody would learn more."""
+    monkeypatch.setattr(module, "_BEAT", 1.5)
+    monkeypatch.setattr(module, "_SILENT", 6.0)
+    together, known = threading.Barrier(2), []
+
+    def job(me: Peers) -> None:
+        if me.me.rank == 1:
+            other.append(me)
+        together.wait()
+        if me.me.rank == 0:
+            me.explain(NonFiniteError("nan"))
+            me.close()
+            known.append(other[0]._told)
+        together.wait()
+
+    other: list[Peers] = []
+    ranks.run(job, machines=(0, 1))
+    assert known[0]["text"] == "nan"
+
+
+def test_who_tells_does_not_stay_for_a_dead_one(ranks: Ranks) -> None:
+    def job(me: Peers) -> float:
+        time.sleep(1.5 * module._SILENT)
+        me.explain(NonFiniteError("nan"))
+        began = time.monotonic()
+        me.close()
+        return time.monotonic() - began
+
+    (waited,) = ranks.run(job, silent=[1])
+    assert waited < 0.5 * module._SPREAD
+
+
 @pytest.mark.slow
 def test_one_that_is_done_is_not_lost(ranks: Ranks) -> None:
     ranks.timeout = 0.3
@@ -385,6 +418,21 @@ def test_a_rank_leaves_when_one_gives_no_sign_and_its_main_thread_is_blocked(ran
     ((rank, reason, code),) = ranks.left
     assert (rank, code) == (0, 6)
     assert reason.startswith("rank 1 on host0 was lost at step 0: no sign of life for ")
+
+
+def test_a_rank_leaves_soon_when_the_store_is_gone_and_its_main_thread_is_blocked(ranks: Ranks) -> None:
+    ranks.stores = serve(2)
+    together = threading.Barrier(2)
+
+    def job(me: Peers) -> None:
+        if together.wait() == 0:
+            del ranks.stores[-1]
+        until(lambda: ranks.left)
+
+    ranks.run(job, machines=(0, 1))
+    ((rank, reason, code),) = ranks.left
+    assert (rank, code) == (1, 6)
+    assert reason.startswith("rank 0 on host0 was lost at step 0: its machine has not answered for 1 s")
 
 
 @pytest.mark.slow

@@ -220,7 +220,8 @@ def watch(left: list[str]) -> Iterator[SignalWatch]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     made = SignalWatch(left.append, echo=0.4)
     yield made
-    made.close()
+    if made._thread.is_alive():
+        made.close()
     for number, handler in before.items():  # an answered one leaves them ignored
         signal.signal(number, handler)
 
@@ -237,6 +238,18 @@ def test_an_echo_counts_once(watch: SignalWatch, left: list[str], capfd: pytest.
     signal.raise_signal(signal.SIGINT)
     until(lambda: bool(left), 5)
     assert left == ["SIGINT after SIGTERM"]
+
+
+def test_after_the_end_an_echo_does_not_end_a_process_that_has_saved(watch: SignalWatch) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    until(lambda: watch.received is not None, 5)
+    watch.close()
+    assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+
+
+def test_without_a_signal_the_handlers_of_before_come_back(watch: SignalWatch) -> None:
+    watch.close()
+    assert all(signal.getsignal(number) is not signal.SIG_IGN for number in (signal.SIGTERM, signal.SIGINT))
 
 
 def test_without_a_launcher_there_is_no_echo(left: list[str]) -> None:

@@ -184,7 +184,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.yaml"
     if not is_rank():
         return read(path)
-    from tinyexp.peers import hand_on
+    from tinyexp.rendezvous import hand_on
 
     handed: dict[str, Any] = json.loads(hand_on(json.dumps(read(path)) if os.environ["RANK"] == "0" else None))
     return handed

@@ -13,22 +13,24 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, Store  # type: ignore[attr-defined]
 
 from tinyexp.errors import Interrupted, RankLostError, TinyexpError, exit_code, of_exit_code
 from tinyexp.heartbeat import Heartbeat, end_with_parent, under_torchrun
+from tinyexp.rendezvous import first_line, open_store
 
 _BEAT = 1.0  # seconds between two signs of life
 _SILENT = 4.0  # seconds without one, after which a rank is taken for the lost one when a collective has failed
 _PATIENCE = 8.0  # seconds to find out who it was
 _GRACE = 10.0  # seconds for the main thread to end by itself
+_SPREAD = 3.0  # seconds for the others to hear how the first one ended
 _LEAST = 60.0  # seconds for the last words of one that has begun to end, or hw.timeout where that is more
 _TOLD, _HELLO, _ALIVE = "told", "hello", "alive"  # keys of the store
 _DONE = "done"
 _FAILED = "failed"  # in a sign of life: this rank came to a collective, and it failed
+_HEARD = "heard"  # and this: it knows how the first one ended
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Peers:
         """
         if under_torchrun():
             end_with_parent()
-        store = _open_store(timeout)
+        store = open_store(timeout)
         again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # of torchrun itself; not the same on all machines
         mine = PrefixStore(f"tinyexp/{again if os.environ.get('GROUP_WORLD_SIZE') == '1' else 0}", store)
         return Peers(mine, int(os.environ["WORLD_SIZE"]), timeout), store
@@ -139,12 +141,12 @@ class Peers:
             while (lost := self._told or self._lost(_SILENT)) is None and time.monotonic() < until:
                 self._hurry.set()
                 time.sleep(0.1)
-            unknown = f"no rank is known to be lost, but a collective failed: {_short(error)}"
+            unknown = f"no rank is known to be lost, but a collective failed: {first_line(error)}"
             lost = lost or self._absent() or self._record(None, unknown)
             made = self._as_error(self._tell(lost))
             made.__cause__ = error
             return made
-        text = str(error) if isinstance(error, TinyexpError) else f"{type(error).__name__}: {_short(error)}"
+        text = str(error) if isinstance(error, TinyexpError) else f"{type(error).__name__}: {first_line(error)}"
         code = exit_code(error)
         held = self._tell(self._record(self.me, text, code))
         if isinstance(error, TinyexpError):  # found by several ranks alike, it is said by one
@@ -156,6 +158,7 @@ class Peers:
 
     def close(self) -> None:
         """This rank has done its part."""
+        self._spread()
         self._closed.set()
         self._hurry.set()
         self._threads[0].join(_BEAT)  # not for ever: the store may hang
@@ -178,11 +181,14 @@ class Peers:
             while not self._closed.is_set():
                 if self._to_tell:
                     store.compare_set(_TOLD, "", self._to_tell)  # the first word holds for all
-                store.set(keys[self.me.rank], f"{time.monotonic()} {_FAILED if self._failed else ''}")
+                heard = self._told is not None
+                marks = [_HEARD] * heard + [_FAILED] * self._failed
+                store.set(keys[self.me.rank], " ".join([str(time.monotonic()), *marks]))
                 told = json.loads(store.get(_TOLD)) if store.check([_TOLD]) else None
                 self._take([content.decode() for content in store.multi_get(keys)], told)
-                self._hurry.wait(_BEAT)
-                self._hurry.clear()
+                if heard or not self._told:  # else the others are to know at once that it was heard
+                    self._hurry.wait(_BEAT)
+                    self._hurry.clear()
             store.set(keys[self.me.rank], _DONE)
         except (DistError, ValueError):  # it is gone, or another program writes there
             return  # from now on its answers are missing
@@ -206,10 +212,23 @@ class Peers:
                 continue
             given_up = self._told and self._told["rank"] == self.me.rank
             late = given_up or (self._told and time.monotonic() - self._told_at > _GRACE)
-            lost = self._told if late else None if self._told else self._lost(self.timeout + _GRACE)
+            patience = _GRACE + (self.timeout if self._threads[0].is_alive() else 0)  # without a store nobody will tell
+            lost = self._told if late else None if self._told else self._lost(patience)
             if lost:
+                self._spread()
                 error = self._as_error(lost)
                 self.leave(str(error), error.exit_code)
+
+    def _spread(self) -> None:
+        """Wait until all that live have heard how the first one ended: the store may end with this process."""
+        until = time.monotonic() + _SPREAD
+        while self._told and self._threads[0].is_alive() and time.monotonic() < until:
+            now = time.monotonic()
+            living = [beat for beat, heard in zip(self._beats, self._heard, strict=True) if now - heard < _SILENT]
+            if all(beat == _DONE or _HEARD in beat for beat in living):
+                return
+            self._hurry.set()
+            time.sleep(0.02)
 
     def _lost(self, silent: float) -> dict[str, Any] | None:
         """Which rank has given no sign of life for so many seconds."""
@@ -265,37 +284,6 @@ class Peers:
         return error
 
 
-def hand_on(text: str | None, timeout: float = 120.0) -> str:
-    """Rank 0's text, on every rank, before any `Peers`; the others give None.
-
-    Raises:
-        RankLostError: it did not come within `timeout` seconds.
-    """
-    store = _open_store(timeout)
-    _kept.append(store)
-    try:
-        if text is not None:
-            store.set("tinyexp/handed", text)
-        handed: str = store.get("tinyexp/handed").decode()
-    except DistError as error:
-        raise RankLostError(f"rank 0 did not give its config within {timeout:g} s: {_short(error)}") from error
-    return handed
-
-
-_kept: list[Any] = []  # a store of rank 0 that torchrun does not hold serves the others as long as it lives
-
-
-def _open_store(timeout: float) -> Any:
-    try:
-        return next(rendezvous("env://", timeout=timedelta(seconds=timeout)))[0]
-    except (DistError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        who = (
-            "the other ranks did not come to" if os.environ["RANK"] == "0" else "rank 0's machine cannot be reached at"
-        )
-        raise RankLostError(f"{who} {place}: {_short(error)}") from error
-
-
 def _is_of_collective(error: BaseException) -> bool:
     """Is it what torch raises when a peer is gone or does not come? gloo's have no class of their own."""
     if isinstance(error, DistError):
@@ -303,10 +291,6 @@ def _is_of_collective(error: BaseException) -> bool:
     text = str(error)
     signs = ("third_party/gloo", "gloo/", "[c10d]", "NCCL", "ProcessGroup")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
-
-
-def _short(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
 
 
 def _leave(reason: str, code: int) -> None:
