@@ -35,6 +35,7 @@ from tinyexp.engine import TrainState, train_epoch
 from tinyexp.launch import free_port
 from tinyexp.network import Network
 from tinyexp.run import Run
+from tinyexp.start import begin
 
 
 def our_loop(run: Run, state: TrainState, data: Data, config: Config, dist: Dist) -> Callable[[int], None]:
@@ -87,8 +88,9 @@ def rank(options: argparse.Namespace) -> None:
         source = load_source(config)
         dist.agree(describe(config, source.content, "cpu"))
         with Run.open(config, dist) as run, Data(source, config, dist) as data:
-            state = TrainState.build(config, data, dist)
-            run.restore(state, data)
+            begun = begin(config, data, data.names, dist, run.start(data))
+            state = TrainState.build(config, data, dist, begun)
+            run.begin(state, data, begun)
             loops = {"tinyexp": our_loop(run, state, data, config, dist)}
             if options.plain:
                 loops["plain DDP"] = plain_loop(data, config, dist)

@@ -25,6 +25,7 @@ from tinyexp.dist import Dist
 from tinyexp.engine import TrainState, train_epoch
 from tinyexp.models import LeNet5
 from tinyexp.run import Run
+from tinyexp.start import begin
 
 
 def bare_loop(images: torch.Tensor, labels: torch.Tensor, batch: int) -> Callable[[int], None]:
@@ -55,8 +56,9 @@ def main() -> None:
         config = compose([*overrides, "train.epochs=10000"])
         dist = Dist(torch.device("cpu"))
         with Run.open(config, dist) as run, load_data(config, dist) as data:
-            state = TrainState.build(config, data, dist)
-            run.restore(state, data)
+            begun = begin(config, data, data.names, dist, run.start(data))
+            state = TrainState.build(config, data, dist, begun)
+            run.begin(state, data, begun)
 
             def ours(steps: int) -> None:
                 done = 0

@@ -337,11 +337,16 @@ def small_data(name: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("choice", [f"{group}={name}" for group, names in choices().items() for name in names])
 def test_every_file_in_conf_trains_a_step(choice: str, tmp_path: Path) -> None:
+    if choice == "model=timm":
+        pytest.importorskip("timm", reason="timm is not installed")
     words = [choice, *(["model.name=mobilenet_v3_small"] if choice == "model=torchvision" else [])]
     config = compose(words)
     if config.hw.device not in ("auto", *available_devices()):
         pytest.skip(f"{config.hw.device} is not on this machine")
     words += small_data(config.dataset.target.rpartition(".")[2], tmp_path / "data")
+    if choice == "transfer=frozen":
+        first = train(tmp_path / "first", "train.epochs=1", "train.limit_batches=1")
+        words.append(f"model.weights={first}")
     run = train(tmp_path / "run", *words, "train.epochs=1", "train.limit_batches=1", "train.batch_size=8")
     assert [row["phase"] for row in rows(run, "train_epoch") + rows(run, "val")] == ["train_epoch", "val"]
 

@@ -21,10 +21,12 @@ from PIL import Image
 from tinyexp.__main__ import main
 from tinyexp.comparison import METRICS, Metric, columns, grouped, result, spelled
 from tinyexp.errors import ConfigError
+from tinyexp.figure import four_panels
 from tinyexp.saved import SavedRun, find_runs
 from tinyexp.sheet import Listing, markdown
 
 RESNET = {"_target_": "tinyexp.models.zoo.torchvision_model", "name": "resnet18"}
+PANELS, ALONE = (1430, 910), (1350, 720)  # px, of the picture of all and of that of one metric
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.0005}
 
 
@@ -298,7 +300,7 @@ def test_a_choice_is_one_column(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"^ +model +optim +lr +decay +n +best +last +time +img/s +params", out, re.M)
     assert re.search(r"^★ +resnet18 +SGD +0\.05 +0\.0005 +1 +0\.3000 +0\.3000 +10 s +1,000 +1\.0k", out, re.M)
     assert re.search(r"^ +LeNet5 +AdamW +0\.003 +0\.01 +1 +0\.0000", out, re.M)
-    assert "  model tells model.dropout" in out
+    assert re.search(r"  model tells (model\.weights, )?model\.dropout", out)
     assert "  optim tells optim.momentum, optim.eps, optim.betas" in out
     assert read_csv(tmp_path / "out")[0]["model._target_"] == RESNET["_target_"]
 
@@ -358,7 +360,7 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "host" not in out
     assert "-+y\n  ++z" in out.replace("  -+y", "-+y")
     assert "```diff\n--- A" in page
-    assert picture_size(tmp_path / "out") == (1350, 720)
+    assert picture_size(tmp_path / "out") == PANELS
     assert not (tmp_path / "out" / "report.csv").exists()
 
 
@@ -399,6 +401,136 @@ def test_a_long_difference_is_cut_on_the_console_alone(tmp_path: Path, capsys: p
     assert "````diff\n" in page, "a fence that its content does not end"
 
 
+# epochs, and sweeps
+
+
+def write_sweep(folder: Path, *jobs: tuple[str, dict[str, str], str]) -> None:
+    """A sweep.json by hand: (directory, label, status) of each job."""
+    told = [
+        {"directory": name, "label": label, "status": status, "exit_code": 0 if status == "finished" else 2}
+        | {"last_words": "" if status == "finished" else "it was not to be"}
+        for name, label, status in jobs
+    ]
+    (folder / "sweep.json").write_text(json.dumps({"argv": [], "jobs": told}))
+
+
+def test_a_column_of_each_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all runs of a row: where one of them did not come that far the cell is empty, in the order that was given."""
+    write_run(tmp_path / "a", (0.1, 0.2, 0.3))
+    write_run(tmp_path / "b", (0.3, 0.4), train__seed=1)
+    write_run(tmp_path / "c", (0.1, 0.15, 0.2), optim__lr=1)
+    assert report(tmp_path, "--epochs", "3,1,50", "--out", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"lr +n +top1@3 +top1@1 +top1@50 +best", out)
+    assert re.search(r"★ +0\.003 +2 +0\.2000 ± 0\.1414 +0\.3500 ± 0\.0707", out)
+    assert re.search(r" +1 +1 +0\.2000 +0\.1000 +0\.2000 +0\.2000", out)
+    first, second = read_csv(tmp_path / "out")
+    assert [first[f"top1@{epoch}_{what}"] for epoch in (3, 50) for what in ("mean", "std")] == [""] * 4
+    assert float(first["top1@1_mean"]) == pytest.approx(0.2)
+    assert float(first["top1@1_std"]) == pytest.approx(np.std([0.1, 0.3], ddof=1))
+    assert [second[f"top1@{epoch}_mean"] for epoch in (1, 3, 50)] == ["0.1", "0.2", ""]
+    assert report(tmp_path, "--epochs", "2", "--metric", "train/loss") == 0
+    assert "train/loss@2" in capsys.readouterr().out
+
+
+def test_a_sweep_is_told_by_what_it_varied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A group's choice is one column; what has no result has a row, a job without a directory its reason."""
+    frozen = {**PLAIN.plain["transfer"], "freeze": "backbone"}
+    for seed in range(2):
+        write_run(tmp_path / f"{seed}", (0.5 + seed / 10,), train__seed=seed)
+        write_run(tmp_path / f"{2 + seed}", (0.8,), train__seed=seed, transfer=frozen)
+    write_run(tmp_path / "4", (0.9,), status="failed", exit_code=4, error="loss is nan", optim__lr=9)
+    names = ("finetune", "finetune", "frozen", "frozen", "wild", "early")
+    label = [{"transfer": name, "train.seed": str(i % 2)} for i, name in enumerate(names)]
+    status = ["finished"] * 4 + ["failed"] * 2
+    write_sweep(tmp_path, *((str(i), label[i], status[i]) for i in range(6)))
+    assert report(tmp_path, "--out", tmp_path / "out") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("4 of 6 runs, by val/top1")
+    assert re.search(r"transfer +n +best", out)
+    table = [line.strip("★ ").split() for line in out.splitlines()[3:7]]
+    assert [(row[0], row[1]) for row in table] == [("frozen", "2"), ("finetune", "2"), ("wild", "0"), ("early", "0")]
+    assert re.search(r"/4 +failed +4 +1 +loss is nan", out)
+    assert re.search(r"/5 +failed +2 +it was not to be", out)
+    made = read_csv(tmp_path / "out")
+    assert [(row["transfer"], row["n"], row["best_mean"]) for row in made] == [
+        ("frozen", "2", "0.8"),
+        ("finetune", "2", "0.55"),
+        ("wild", "0", ""),
+        ("early", "0", ""),
+    ]
+    assert [row["runs"] for row in made[2:]] == [str(tmp_path / "4"), str(tmp_path / "5")]
+    assert report(tmp_path, "--by", "transfer.freeze") == 0, "another division of the same runs"
+    assert re.search(r"★ +backbone +2 +0\.8000", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"jobs": 3}', '{"jobs": [{"directory": "a"}]}', "[" * 100_000, "\0"])
+def test_a_sweep_json_that_is_none_is_no_sweep(tmp_path: Path, content: str) -> None:
+    write_run(tmp_path / "a")
+    (tmp_path / "sweep.json").write_text(content)
+    assert report(tmp_path, "--out", tmp_path / "out") == 0
+    assert [row["n"] for row in read_csv(tmp_path / "out")] == ["1"]
+
+
+def test_runs_from_elsewhere_make_it_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "mine"):
+        write_run(tmp_path / name, optim__lr=len(name))
+    write_sweep(tmp_path, ("a", {"train.epochs": "1"}, "finished"))
+    assert report(tmp_path) == 0
+    assert re.search(r"^ +lr +n", capsys.readouterr().out, re.M)
+
+
+def test_a_job_that_came_to_no_directory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", optim__lr=0.5)
+    jobs = [("a", {"optim.lr": "0.5"}, "finished"), ("b", {"optim.lr": "1e-5"}, "not started")]
+    write_sweep(tmp_path, *jobs)
+    assert report(tmp_path) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("1 of 2 runs")
+    assert re.search(r"not counted: 1 *\n.*\n.*\n\S+/b +not started +2 +it was not to be", out)
+
+
+def test_the_picture_has_loss_and_top1_a_colour_a_row(tmp_path: Path) -> None:
+    """Up to seven rows; without a line of train by step too, which a short epoch has none of."""
+    for i in range(8):
+        write_run(tmp_path / "runs" / f"{i}", (0.1, 0.5 + i / 50), optim__lr=i + 1)
+    (tmp_path / "runs" / "0" / "metrics.jsonl").write_text(
+        '{"phase": "val", "epoch": 1, "step": 9, "top1": 0.5, "loss": 1}\n'
+    )
+    few = [tmp_path / "runs" / f"{i}" for i in range(7)]
+    assert report(*few, "--out", tmp_path / "few") == 0
+    assert report(tmp_path / "runs", "--out", tmp_path / "many") == 0
+    assert (picture_size(tmp_path / "few"), picture_size(tmp_path / "many")) == (PANELS, ALONE)
+    with Image.open(tmp_path / "few" / "curves.png") as picture:
+        counts = {colour: count for count, colour in picture.convert("RGB").getcolors(2**20)}  # type: ignore[misc]
+    assert picture.format == "PNG"
+    for colour in ((0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0, 0x9E, 0x73), (0xCC, 0x79, 0xA7), (0x56, 0xB4, 0xE9)):
+        assert counts[colour] > 300, colour
+
+
+def test_the_four_panels_are_what_the_runs_logged(tmp_path: Path) -> None:
+    """Over the epochs whole phases, over the steps val and train's lines of log.every steps; means over the seeds."""
+    for name, lr, seed, values in (("a", 1, 0, (0.1, 0.3)), ("b", 1, 1, (0.3, 0.9)), ("c", 2, 0, (0.2, 0.4, 0.5))):
+        write_run(tmp_path / name, values, optim__lr=lr, train__seed=seed)
+    figure = four_panels("key", [(group.keys["optim.lr"], group.results) for group in groups_of(tmp_path)])
+    drawn = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] for axes in figure.axes]
+    top1_by_epoch, top1_by_step, loss_by_epoch, _ = [[*map(rounded_pair, panel)] for panel in drawn]
+    assert top1_by_epoch == [
+        ([1, 2, 3], [0.1, 0.2, 0.25]),  # train of lr=2, then its val; the best on top
+        ([1, 2, 3], [0.2, 0.4, 0.5]),
+        ([1, 2], [0.1, 0.3]),
+        ([1, 2], [0.2, 0.6]),
+    ]
+    assert ([9, 18], [0.2, 0.6]) in top1_by_step
+    assert ([5], [0.0]) in top1_by_step, "train's lines"
+    assert ([1, 2], [1.8, 1.4]) in loss_by_epoch
+    assert len(top1_by_step) == 4
+
+
+def rounded_pair(pair: tuple[list[float], list[float]]) -> tuple[list[int], list[float]]:
+    return [int(place) for place in pair[0]], [round(value, 9) for value in pair[1]]
+
+
 # files and the console
 
 
@@ -416,7 +548,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert page.count("\n|  | ") == 13 + 1, "13 more groups, and the head"
     with Image.open(out / "curves.png") as picture:
         pixels = {colour: count for count, colour in picture.convert("RGB").getcolors(2**20)}  # type: ignore[misc]
-        assert picture.size == (1350, 720)
+        assert picture.size == ALONE
     assert min(pixels[0, 0x72, 0xB2], pixels[0xD5, 0xD5, 0xD5]) > 500, "the best in colour, the rest pale"
     assert sorted(path.name for path in out.iterdir()) == ["curves.png", "report.csv", "report.md"]
     assert report(tmp_path / "runs", "--out", out) == 0, "written again"
@@ -485,8 +617,9 @@ def test_labels_are_no_formulas(tmp_path: Path) -> None:
     """matplotlib would typeset $...$; and a long one leaves the curves their room."""
     write_run(tmp_path / "a", optim__lr="$\\frac{$")
     write_run(tmp_path / "b", optim__lr="x" * 200)
-    assert report(tmp_path, "--out", tmp_path / "out") == 0
-    assert picture_size(tmp_path / "out") == (1350, 720)
+    for words, size in (([], PANELS), (["--metric", "val/loss"], ALONE)):
+        assert report(tmp_path, *words, "--out", tmp_path / "out") == 0
+        assert picture_size(tmp_path / "out") == size
 
 
 # where runs are, and what costs nothing
@@ -512,6 +645,9 @@ def test_runs_are_found_at_any_depth_once(tmp_path: Path) -> None:
     ("words", "why"),
     [
         (["--metric", "val/acc"], r"--metric val/acc is none of val/top1, val/top5, val/loss, train/top1"),
+        (["--epochs", "1,x"], r"--epochs must be different epochs of at least 1, as 1,5,10, got 1,x"),
+        (["--epochs", "0"], r"--epochs must be .* got 0"),
+        (["--epochs", "2,2"], r"--epochs must be .* got 2,2"),
         (["optim.lr=1"], r"report takes no overrides but trust=\[...\], got optim.lr=1"),
     ],
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 from helpers import LEAN, rows
+from PIL import Image
 
 from tinyexp.__main__ import main
 from tinyexp.compose import compose, compose_sweep
@@ -63,7 +66,8 @@ def test_every_combination_once_the_last_varying_fastest() -> None:
     [
         ("optim=sgd,adam", ["sgd", "adam"]),
         ("model=glob(res*)", ["resnet18", "resnet50"]),
-        ("experiment=glob(*)", ["fashion_lenet5"]),
+        ("experiment=glob(fashion*)", ["fashion_lenet5"]),
+        ("transfer=scratch,frozen", ["scratch", "frozen"]),
         ("train.seed=range(1,7,2)", ["1", "3", "5"]),
         ("train.label_smoothing=range(0.0,0.3,0.1)", ["0.0", "0.1", "0.2"]),
         ("train.seed=choice(4,5)", ["4", "5"]),
@@ -318,6 +322,40 @@ def test_a_sweep_of_seeds_ends_in_the_first_table(tmp_path: Path) -> None:
     assert "4 of 4 runs, by val/top1" in out
     table = [line.lstrip("★ ").split() for line in out.splitlines() if " ± " in line]
     assert {(line[0], line[1]) for line in table} == {("0.001", "2"), ("0.01", "2")}  # lr and n
+
+
+@pytest.mark.slow
+def test_a_comparison_of_a_group_is_one_table_and_one_figure(tmp_path: Path, own_conf: list[str]) -> None:
+    """A recipe's grid of transfer, one of its jobs without a result; each number is that of the runs' metrics."""
+    grid = "{transfer: [scratch, finetune], optim.lr: [1e-3, 1e30]}"
+    recipe = f"# @package _global_\nsweep: {{at_epochs: [1, 2, 9], grid: {grid}}}\n"
+    (tmp_path / "own conf" / "experiment" / "compare.yaml").write_text(recipe)
+    code, out, err = ended(begin_sweep(tmp_path, *own_conf, "experiment=compare", "log.every=2"))
+    folder = tmp_path / "sweep"
+    assert (code, "2 of 4 jobs did not finish" in err) == (1, True)
+    with (folder / "report.csv").open(newline="") as file:
+        table = {(row["transfer"], row["optim.lr"]): row for row in csv.DictReader(file)}
+    assert set(table) == set(itertools.product(("scratch", "finetune"), ("0.001", "1e+30")))
+    for (transfer, lr), row in table.items():
+        (run,) = row["runs"].split()
+        assert f"-transfer-{transfer}-lr-{lr}" in run
+        cells = [row[f"top1@{epoch}_mean"] for epoch in (1, 2, 9)]
+        if lr == "0.001":
+            top1 = [line["top1"] for line in rows(Path(run), "val")]
+            assert [float(cell) for cell in cells[:2]] == top1
+            assert (row["n"], cells[2]) == ("1", "")
+            shown = rf"{transfer} +{lr} +1 +{top1[0]:.4f} +{top1[1]:.4f} +{max(top1):.4f} "
+            assert re.search(shown, out)
+            cells = [f"{value:.4f}" for value in top1]
+            assert f"| {transfer} | {lr} | 1 | {cells[0]} | {cells[1]} |  |" in (folder / "report.md").read_text()
+        else:
+            assert (row["n"], cells) == ("0", ["", "", ""])
+            assert re.search(rf"{transfer} +1e\+30 +0 ", out)
+    with Image.open(folder / "curves.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+    told = "report.md, report.csv and curves.png are in"
+    assert f"{told} {folder}\n" in out
 
 
 @pytest.mark.slow

@@ -294,7 +294,11 @@ def test_a_run_does_not_vouch_for_itself(
     """Neither a config.yaml that was given to us nor its checkpoint may run what it names, though it says `trust`."""
     run = train(tmp_path / "run", "train.epochs=1", "train.limit_batches=1")
     config = run / "config.yaml"
-    text = config.read_text().replace("tinyexp.models.lenet.LeNet5", "mypkg.parts.Net").replace("[]", "['*']")
+    text = (
+        config.read_text()
+        .replace("tinyexp.models.lenet.LeNet5", "mypkg.parts.Net")
+        .replace("trust: []", "trust: ['*']")
+    )
     assert "mypkg.parts.Net" in text
     assert "trust: ['*']" in text
     config.write_text(text)

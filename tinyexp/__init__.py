@@ -17,10 +17,12 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path, *, trust: Sequence[str] = ()) -> LoadedRun:
-    """A run's directory for a notebook: `.config`, `.summary`, `.history`, `.model`, `.network`, `.classes`.
+    """A run's directory or a checkpoint for a notebook.
+
+    `.predict(IMAGES)`, `.model`, `.network`, `.classes`, `.config`; of a directory also `.summary` and `.history`.
 
     Raises:
-        ConfigError: no run's directory, or one that names a class outside torch, torchvision, tinyexp and `trust`.
+        ConfigError: neither of them, or one that names a class outside torch, torchvision, tinyexp and `trust`.
     """
     from tinyexp.loaded import LoadedRun  # takes torch, which the command line needs only later
 

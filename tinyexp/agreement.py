@@ -17,6 +17,7 @@ _OWN = (  # what each machine may have of its own: a key, or with a dot all that
     "sweep.",
     "resume",
     "init_from",
+    "model.weights",  # rank 0 reads it
     "config_file",
     "trust",
     "log.level",

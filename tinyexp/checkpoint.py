@@ -140,11 +140,20 @@ def decode(content: bytes, origin: str) -> dict[str, Any]:
     Raises:
         IntegrityError: it holds more than tensors and plain values, or is no checkpoint of ours.
     """
+    return check_ours(plain(content, origin), origin)
+
+
+def plain(content: bytes, origin: str) -> Any:
+    """What torch.save wrote, tensors on the CPU. Raises IntegrityError for more than tensors and plain values."""
     try:
-        checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises as many kinds as pickle does
         reason = str(error).strip().split("\n")[0]
         raise IntegrityError(f"{origin} cannot be loaded as tensors and plain values: {reason}") from error
+
+
+def check_ours(checkpoint: Any, origin: str) -> dict[str, Any]:
+    """Raises IntegrityError for what is no checkpoint of ours."""
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
         found = checkpoint.get("format") if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise IntegrityError(f"{origin} must be a tinyexp checkpoint of format {FORMAT}, found {found}")

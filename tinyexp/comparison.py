@@ -1,11 +1,10 @@
-"""From saved runs to what is compared: groups that differ in their config, their scores, and two runs side by side.
+"""From saved runs to what is compared: groups that differ in their config, and their scores.
 
 Pure functions of what the runs say; nothing is printed or written here.
 """
 
 from __future__ import annotations
 
-import difflib
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,6 @@ _BESIDE = (
     "run.", "log.", "sweep.", "train.seed", "train.max_time", "ckpt.every_minutes", "ckpt.keep", "hw.timeout",
     "dataset.workers", "dataset.start_method", "dataset.cache_dir", "resume", "trust", "config_file",
 )  # fmt: skip
-_SURROUNDINGS = ("host", "versions", "hardware", "dataset")  # of env.json
 _MOST_COLUMNS = 4  # of keys, where there is a choice
 
 
@@ -48,7 +46,7 @@ class Metric:
 
     def series(self, run: SavedRun) -> dict[int, float]:
         phase, name = self.text.split("/")
-        return _series(run, _PHASES[phase], name)
+        return series(run, _PHASES[phase], name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +84,15 @@ class Result:
 
 def result(run: SavedRun, metric: Metric) -> Result:
     """Raises ConfigError for a config or metrics that cannot be read."""
-    series = metric.series(run)
-    speeds = _series(run, "train_epoch", "images_per_second")
+    values = metric.series(run)
+    speeds = series(run, "train_epoch", "images_per_second")
     return Result(
         run=run,
         keys={key: spelled(value) for key, value in flatten(run.config).items()},
         status=run.status,
-        series=series,
-        best=metric.best(series.values()) if series else None,
-        last=series[max(series)] if series else None,
+        series=values,
+        best=metric.best(values.values()) if values else None,
+        last=values[max(values)] if values else None,
         seconds=_number(run.summary.get("seconds")),
         images_per_second=statistics.fmean(speeds.values()) if speeds else None,
         parameters=_integer(run.summary.get("parameters")),
@@ -125,6 +123,11 @@ class Group:
     seconds: float | None
     images_per_second: float | None
     parameters: list[int]  # one, but where --by leaves out what changes it
+
+    def at(self, epoch: int) -> Spread | None:
+        """The metric after an epoch; None where not all of the runs came that far."""
+        values = [each.series[epoch] for each in self.results if epoch in each.series]
+        return Spread.of(values) if len(values) == len(self.results) else None
 
 
 def grouped(results: Iterable[Result], metric: Metric, by: Sequence[str] | None = None) -> list[Group]:
@@ -216,34 +219,6 @@ def _follows(cells: Sequence[str], other: Sequence[str]) -> bool:
     return len(set(zip(cells, other, strict=True))) == len(set(other))
 
 
-def differences(a: Mapping[str, str], b: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(key, A's, B's) for each key that differs; "" where one has it not."""
-    return [(key, a.get(key, ""), b.get(key, "")) for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
-def surroundings(run: SavedRun) -> dict[str, str]:
-    """Host, versions, hardware and the data's fingerprint, flat, as text."""
-    environment = run.environment
-    kept: dict[str, Any] = {key: environment[key] for key in _SURROUNDINGS if key in environment}
-    return {key: spelled(value) for key, value in flatten(kept).items()}
-
-
-def commit(run: SavedRun) -> str:
-    git = run.environment.get("git")
-    if not isinstance(git, dict) or not git.get("commit"):
-        return "unknown"
-    kept = "" if run.patch else ", and the patch was not kept"
-    return str(git["commit"]) + (f" with changes{kept}" if git.get("dirty") else "")
-
-
-def patch_difference(a: SavedRun, b: SavedRun) -> list[str]:
-    """How B's patch differs from A's, as the lines of a unified diff."""
-    lines = difflib.unified_diff(
-        a.patch.splitlines(), b.patch.splitlines(), f"A {a.path}", f"B {b.path}", lineterm="", n=1
-    )
-    return list(lines)
-
-
 def spelled(value: Any) -> str:
     """A config's value as text, never empty: 1 and 1.0 are one, null and 'null' are two."""
     if value is None or isinstance(value, bool):
@@ -268,19 +243,20 @@ def _numeric(text: str) -> bool:
     return True
 
 
-def _series(run: SavedRun, phase: str, name: str) -> dict[int, float]:
-    """Epoch -> value; raises ConfigError for what is no finite number."""
-    series = {}
+def series(run: SavedRun, phase: str, name: str, over: str = "epoch") -> dict[int, float]:
+    """Epoch, or step, -> value; raises ConfigError for what is no finite number."""
+    found = {}
     for row in run.rows(phase):
         if name in row:
-            epoch, value = _integer(row.get("epoch")), _number(row[name])
-            if epoch is None or epoch < 1 or value is None:
+            place, value = _integer(row.get(over)), _number(row[name])
+            if place is None or place < 1 or value is None:
+                one = "an epoch" if over == "epoch" else f"a {over}"
                 raise ConfigError(
-                    f"{run.path / 'metrics.jsonl'}: {name} must be a finite number of an epoch, "
-                    f"got {row[name]!r} of {row.get('epoch')!r}: restore the file, or leave this run out"
+                    f"{run.path / 'metrics.jsonl'}: {name} must be a finite number of {one}, "
+                    f"got {row[name]!r} of {row.get(over)!r}: restore the file, or leave this run out"
                 )
-            series[epoch] = value
-    return series
+            found[place] = value
+    return found
 
 
 def _number(value: object) -> float | None:

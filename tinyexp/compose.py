@@ -20,7 +20,7 @@ from tinyexp.heartbeat import is_rank
 from tinyexp.hydraconf import by_hydra, to_plain
 from tinyexp.overrides import Overrides, jobs, parse
 from tinyexp.plainfile import read
-from tinyexp.saved import find_checkpoint
+from tinyexp.saved import find_checkpoint, is_place
 from tinyexp.stored import compose_file, read_config_file, recompose
 from tinyexp.typed import typed
 from tinyexp.validate import group_files, mapping, validate
@@ -49,8 +49,7 @@ def compose_run(words: Sequence[str]) -> Config:
         if _is_elsewhere(overrides):
             return config
         if resume is None or directory is None or not (directory / "config.yaml").is_file():
-            if config.init_from is not None:
-                find_checkpoint(config.init_from, "best")
+            _check_begin(config)
             return config
         stored = read(directory / "config.yaml")
     else:
@@ -111,6 +110,17 @@ def compose_sweep(words: Sequence[str]) -> list[SweepJob]:
         if (twin := seen.setdefault(made.config.text, made)) is not made:
             raise ConfigError(f"two jobs would be the same run: {' '.join(twin.words)}, and {' '.join(made.words)}")
     return found
+
+
+def _check_begin(config: Config) -> None:
+    """What a new run begins from is there. Raises ConfigError."""
+    if config.init_from is not None and config.weights is not None:
+        raise ConfigError("init_from and model.weights are both what a run begins from: leave one of them out")
+    place = config.init_from
+    if config.weights is not None and not config.transfer.scratch and is_place(config.weights):
+        place = config.weights
+    if place is not None:
+        find_checkpoint(place, "best")
 
 
 def _check_grid_word(overrides: Overrides) -> None:

@@ -38,6 +38,7 @@ SPAN_OF_SHARES = Rule(
 )
 SPAN_OF_RATIOS = Rule("two ratios above 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1])
 FOUR = Rule("four numbers of at least 0, the last at most 0.5", lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5)
+EPOCHS = Rule("different epochs of at least 1", lambda v: len(set(v)) == len(v) and all(e >= 1 for e in v))
 NAME = Rule("1 to 100 letters, digits or ._-+ and not begin with a dot", _is_name)
 PATH = Rule("a path of printable characters", lambda text: text != "" and text.isprintable())
 
@@ -100,7 +101,8 @@ class CkptConfig:
 class SweepConfig:
     dir: Annotated[str, PATH] | None
     on_error: Literal["continue", "stop"]
-    grid: dict[str, Any]  # full key -> the values to try
+    at_epochs: Annotated[tuple[int, ...], EPOCHS]
+    grid: dict[str, Any]  # key or group -> the values to try
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,30 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """What a run takes over from model.weights, and what it trains of it."""
+
+    scratch: bool
+    match: Literal["name", "order"]
+    rename: dict[str, Any]  # name or prefix in the file -> in the network
+    head: Literal["auto", "fresh", "known"]
+    freeze: Literal["none", "loaded", "backbone"] | tuple[str, ...]
+    unfreeze_at: Annotated[int, at_least(1, "epoch")] | None
+    backbone_lr_scale: Annotated[float, above(0)]
+    features: Literal["auto", "never"]
+    views: Annotated[int, at_least(1)] | None
+
+    def __post_init__(self) -> None:
+        for old, new in self.rename.items():
+            require(isinstance(new, str), f"transfer.rename.{old}", "a name", new)
+        frozen = self.freeze != "none"
+        require(
+            frozen or self.unfreeze_at is None, "transfer.unfreeze_at", "null where nothing is frozen", self.unfreeze_at
+        )
+        require(frozen or self.views is None, "transfer.views", "null where nothing is frozen", self.views)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Component:
     """A class or function by its dotted name, and the keyword arguments that a YAML gives it."""
 
@@ -187,6 +213,8 @@ class Config:
     dataset: Component
     loader: LoaderConfig
     model: Component
+    weights: str | None  # model.weights
+    transfer: TransferConfig
     optim: Component
     scheduler: Component
     train: TrainConfig

@@ -152,7 +152,11 @@ class Group(Dist):
         if self.world == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        # batch-norm that is frozen has nothing to tell
+        buffers = any(list(module.buffers(recurse=False)) and _is_trained(module) for module in model.modules())
+        return DistributedDataParallel(
+            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=buffers
+        )
 
     def _on_wire(self, tensor: Tensor) -> Tensor:
         """Where the backend can take it: NCCL its own device, gloo the CPU alone."""
@@ -173,6 +177,11 @@ class StagedGroup(Group):
         mean = flat.div_(self.world).to(self.device)
         for gradient, part in zip(gradients, mean.split([each.numel() for each in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def _is_trained(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -22,10 +22,12 @@ from tinyexp.device import seed_all
 from tinyexp.dist import Dist
 from tinyexp.ema import Ema
 from tinyexp.errors import IntegrityError, NonFiniteError
+from tinyexp.freezing import Frozen
 from tinyexp.metrics import EvalSums, RunningScores, Scores, Sums
 from tinyexp.network import Network
-from tinyexp.optim import build_optimizer
+from tinyexp.optim import Grouping, build_optimizer
 from tinyexp.schedule import Schedule, build_schedule
+from tinyexp.start import Begun, Start, begin
 
 
 @dataclass(kw_only=True)
@@ -33,8 +35,8 @@ class TrainState:
     """All that training changes; what a checkpoint holds."""
 
     network: Network
-    replica: nn.Module  # the model, or DDP around it
-    parameters: list[nn.Parameter]  # those that training changes
+    replica: nn.Module  # the part of the model that is trained, or DDP around it
+    frozen: Frozen
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: torch.amp.GradScaler
@@ -50,16 +52,17 @@ class TrainState:
     lr: float = 0.0  # learning rate of the last step
 
     @staticmethod
-    def build(config: Config, data: Data, dist: Dist) -> TrainState:
-        """A run's state before its first step.
+    def build(config: Config, data: Data, dist: Dist, begun: Begun | None = None) -> TrainState:
+        """A run's state before its first step; of None, it begins with random weights.
 
         Raises:
             ConfigError: a model, optimizer or scheduler that is not there, or arguments that it does not take.
         """
         torch.use_deterministic_algorithms(config.train.deterministic)
-        bare = Network.build(config, data, dist)
-        replica = dist.wrap(bare.model)
-        optimizer = build_optimizer(config.optim, bare.model, config.trust)
+        begun = begun or begin(config, data, data.names, dist, Start())
+        bare, frozen = begun.network, begun.frozen
+        grouping = Grouping(bare.head, config.transfer.backbone_lr_scale, frozen.never_trained(bare.model))
+        optimizer = build_optimizer(config.optim, bare.model, config.trust, grouping)
         schedule = build_schedule(
             config.scheduler,
             optimizer,
@@ -67,15 +70,29 @@ class TrainState:
             steps_per_epoch=data.steps_per_epoch,
             trust=config.trust,
         )
-        return TrainState(
-            network=bare.calling(torch.compile(replica) if config.train.compile else replica),
-            replica=replica,
-            parameters=[parameter for parameter in bare.model.parameters() if parameter.requires_grad],
+        state = TrainState(
+            network=bare,
+            replica=bare.model,
+            frozen=frozen,
             optimizer=optimizer,
             schedule=schedule,
             scaler=torch.amp.GradScaler(dist.device.type, enabled=bare.traits.grad_scaler),
             ema=None if config.train.ema is None else Ema(bare.model, config.train.ema),
         )
+        state.wrap(dist, config.train)
+        if begun.start.state:
+            state.load_state_dict(begun.start.state)
+        return state
+
+    def wrap(self, dist: Dist, train: TrainConfig) -> None:
+        """Under DDP or torch.compile, make the wrapper for those parameters that are trained now."""
+        self.replica = dist.wrap(self.network.model.get_submodule(self.network.tail))
+        self.network = self.network.calling(torch.compile(self.replica) if train.compile else self.replica)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Those that training changes."""
+        return [parameter for parameter in self.network.model.parameters() if parameter.requires_grad]
 
     @property
     def eval_network(self) -> Network:
@@ -95,6 +112,7 @@ class TrainState:
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "scores": self.scores.state_dict(),
+            "frozen": sorted(self.frozen.names),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -105,6 +123,7 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "best": self.best,
+            "frozen": sorted(self.frozen.names),
         }
 
     def check_scale(self) -> None:
@@ -139,8 +158,11 @@ _PLAIN = ("epoch", "step", "step_in_epoch", "best", "last", "stale", "mark", "lr
 
 def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainConfig, dist: Dist) -> Iterator[None]:
     """Train on each step's micro-batches; comes back to the caller after each optimizer step."""
-    network = state.network
-    network.model.train()
+    if state.epoch == state.frozen.until and state.step_in_epoch == 0:
+        state.frozen.apply(state.network.model, state.epoch)
+        state.wrap(dist, train)
+    network, parameters = state.network, state.parameters
+    state.frozen.train_mode(network.model)
     for batches in steps:
         state.optimizer.zero_grad()
         for batch in batches:
@@ -152,17 +174,17 @@ def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainCon
                 # Over the whole step's samples; times world, since DDP's mean over ranks divides by it.
                 state.scaler.scale(loss * (dist.world / batch.total)).backward()
             state.scores.add(loss.detach(), logits.detach(), labels)
-        dist.average_gradients(state.parameters)
-        optimizer_step(state, train)
+        dist.average_gradients(parameters)
+        optimizer_step(state, parameters, train)
         yield
 
 
-def optimizer_step(state: TrainState, train: TrainConfig) -> None:
+def optimizer_step(state: TrainState, parameters: list[nn.Parameter], train: TrainConfig) -> None:
     """From the step's gradients to new weights, and on to the next step."""
     state.scaler.unscale_(state.optimizer)
-    norm = get_total_norm([parameter.grad for parameter in state.parameters if parameter.grad is not None])
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if train.clip_norm is not None:
-        clip_grads_with_norm_(state.parameters, train.clip_norm, norm)
+        clip_grads_with_norm_(parameters, train.clip_norm, norm)
     state.scaler.step(state.optimizer)  # under fp16, a step whose gradients overflow is left out
     state.scaler.update()
     state.lr = float(state.optimizer.param_groups[0]["lr"])
@@ -174,18 +196,33 @@ def optimizer_step(state: TrainState, train: TrainConfig) -> None:
     state.scores.end_step(torch.zeros_like(norm) if state.scaler.is_enabled() else norm)
 
 
-@torch.no_grad()
 def evaluate(network: Network, batches: Iterable[Batch], num_classes: int, dist: Dist) -> Scores:
     """Score each sample once. The bare model, so that ranks may have different numbers of batches.
 
     Raises:
         NonFiniteError: the loss is inf or nan.
     """
+    return tally(network, score(network, batches, dist), num_classes, dist)
+
+
+@torch.no_grad()
+def score(network: Network, batches: Iterable[Batch], dist: Dist) -> Iterator[tuple[Batch, Tensor]]:
+    """Each batch with its logits (N, classes), on the device."""
     network.model.eval()
     dist.copy_from_first(list(network.model.buffers()))  # DDP leaves batch-norm's different after its last step
-    sums = EvalSums(num_classes, network.traits.device, network.traits.score_dtype)
     for batch in batches:
-        sums.add(network(batch.images), network.to_device(batch.labels))
+        yield batch, network(batch.images)
+
+
+def tally(network: Network, scored: Iterable[tuple[Batch, Tensor]], num_classes: int, dist: Dist) -> Scores:
+    """The scores of what `score` gives, over all ranks.
+
+    Raises:
+        NonFiniteError: the loss is inf or nan.
+    """
+    sums = EvalSums(num_classes, network.traits.device, network.traits.score_dtype)
+    for batch, logits in scored:
+        sums.add(logits, network.to_device(batch.labels))
     scores = sums.scores(dist)
     if not math.isfinite(scores.loss):
         raise NonFiniteError(

@@ -13,6 +13,7 @@ from tinyexp.config import Config
 from tinyexp.device import Normalizer, Traits, fast_bf16, seed_all, traits
 from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError
+from tinyexp.heads import find_head
 from tinyexp.targets import build
 
 OFFERED = ("num_classes", "in_channels", "image_size")  # what a model's signature may ask of the data
@@ -47,8 +48,10 @@ class Network:
 
     model: nn.Module
     forward: Callable[[Tensor], Tensor]  # the model itself, or DDP or a compiled function around it
-    normalize: Normalizer
+    normalize: Callable[[Tensor], Tensor]
     traits: Traits
+    head: str = ""  # the name of the layer that gives the logits, where there is one
+    tail: str = ""  # the name of the part that `forward` runs; "": all of it
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 -> (N, classes) float32, on the device."""
@@ -72,19 +75,24 @@ class Network:
 
     def of(self, model: nn.Module) -> Network:
         """Another model of this kind, called bare."""
-        return replace(self, model=model, forward=model)
+        return replace(self, model=model, forward=model.get_submodule(self.tail))
 
     def calling(self, forward: Callable[[Tensor], Tensor]) -> Network:
         """The same model, called through a wrapper."""
         return replace(self, forward=forward)
 
-    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> None:
-        """Try it on two black images. Raises ConfigError when it does not take them, or gives no (2, num_classes)."""
+    def check(self, image_shape: tuple[int, int, int], num_classes: int) -> str:
+        """Try it on two black images; returns the name of its head.
+
+        Raises:
+            ConfigError: it does not take them, or gives no (2, num_classes).
+        """
         self.model.eval()
         name, shape = type(self.model).__name__, "x".join(map(str, image_shape))
         try:
             with torch.no_grad():
-                logits = self(torch.zeros(2, *image_shape, dtype=torch.uint8))
+                black = torch.zeros(2, *image_shape, dtype=torch.uint8)
+                logits, head = find_head(self.model, num_classes, lambda: self(black))
         except Exception as error:  # whatever a network of any kind says to images that it cannot take
             reason = str(error).strip().split("\n")[0]
             raise ConfigError(
@@ -95,6 +103,7 @@ class Network:
                 f"model {name} must give (2, {num_classes}) logits for 2 images, got {tuple(logits.shape)}. "
                 f"num_classes is passed where the signature shows it; else try +model.num_classes={num_classes}"
             )
+        return head
 
     @staticmethod
     def build(config: Config, data: Seen, dist: Dist) -> Network:
@@ -118,5 +127,4 @@ class Network:
         layout = torch.channels_last if plan.channels_last else torch.contiguous_format
         model = model.to(plan.device, memory_format=layout)  # type: ignore[call-overload]
         network = Network(model=model, forward=model, normalize=Normalizer(data.mean, data.std, plan), traits=plan)
-        network.check(data.image_shape, len(data.classes))
-        return network
+        return replace(network, head=network.check(data.image_shape, len(data.classes)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +14,46 @@ from tinyexp.errors import ConfigError
 from tinyexp.targets import build, resolve, takes
 
 
-def param_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameters that training changes, as torch.optim takes them; freezing will have its home here."""
-    return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad]}]
+@dataclass(frozen=True)
+class Grouping:
+    """How a model's parameters are divided: those of the head, and all others with a share of its learning rate."""
+
+    head: str = ""  # the name of the layer
+    backbone_lr_scale: float = 1.0
+    left_out: Set[str] | None = None  # parameters that training never changes; None: those without requires_grad
 
 
-def build_optimizer(component: Component, model: nn.Module, trust: tuple[str, ...]) -> torch.optim.Optimizer:
+def param_groups(model: nn.Module, grouping: Grouping, lr: float | None) -> list[dict[str, Any]]:
+    """The parameters that training changes, as torch.optim takes them; the head's first, where there are two groups.
+
+    Raises:
+        ConfigError: the groups' learning rates are to differ, and there is no head or no learning rate.
+    """
+    left_out = grouping.left_out
+    if left_out is None:
+        left_out = {name for name, each in model.named_parameters() if not each.requires_grad}
+    named = [(name, each) for name, each in model.named_parameters() if name not in left_out]
+    if grouping.backbone_lr_scale == 1:
+        return [{"params": [parameter for _, parameter in named]}]
+    if lr is None or not grouping.head:
+        lacking = (
+            "optim.lr to be given" if lr is None else "to know which layer gives the logits, and it is not to be told"
+        )
+        raise ConfigError(f"transfer.backbone_lr_scale={grouping.backbone_lr_scale:g} needs {lacking}")
+    of_head = f"{grouping.head}."
+    groups: list[dict[str, Any]] = [
+        {"params": [each for name, each in named if name.startswith(of_head)]},
+        {
+            "params": [each for name, each in named if not name.startswith(of_head)],
+            "lr": lr * grouping.backbone_lr_scale,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    component: Component, model: nn.Module, trust: tuple[str, ...], grouping: Grouping | None = None
+) -> torch.optim.Optimizer:
     """The optimizer that the config names, fused (one kernel for all tensors) where its class knows how.
 
     Raises:
@@ -28,7 +64,8 @@ def build_optimizer(component: Component, model: nn.Module, trust: tuple[str, ..
         raise ConfigError(
             "torch.optim.LBFGS runs the model several times a step, which this loop does not: take another optim"
         )
-    groups = param_groups(model)
+    lr = component.arguments.get("lr")
+    groups = param_groups(model, grouping or Grouping(), lr if isinstance(lr, (int, float)) else None)
     other_way = any(component.arguments.get(key) is not None for key in ("foreach", "differentiable"))
     fused = {"fused": True} if takes(target, "fused") and not other_way else {}
     optimizer = build(component, trust, groups, **fused)

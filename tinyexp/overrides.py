@@ -25,7 +25,7 @@ CONF = next(
     (path for path in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (path / "config.yaml").is_file()),
     _PACKAGE / "conf",
 )
-GROUPS = (*SLOTS, "hw", "experiment")
+GROUPS = (*SLOTS, "transfer", "hw", "experiment")
 _SEARCHPATH = "hydra.searchpath"
 _FILE = "file://"
 _PLAIN = re.compile(r"[\w/.+-]+", re.ASCII)  # a text that may need no quotes

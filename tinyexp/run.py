@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinyexp.checkpoint import FORMAT, decode, weights_to_use
+from tinyexp.checkpoint import FORMAT, decode
 from tinyexp.clock import Clock, Span
 from tinyexp.config import Config
 from tinyexp.console import Progress, closing_box, epoch_header, epoch_row
@@ -27,6 +27,7 @@ from tinyexp.metrics import NonFiniteStepError, Scores, Sums
 from tinyexp.monitor import is_better, patience_spent
 from tinyexp.rundir import RunDirectory, silent
 from tinyexp.signals import SignalWatch
+from tinyexp.start import Begun, Start, broadcast_weights
 from tinyexp.summary import Summary
 
 _ECHO = 2.0  # seconds in which torchrun and our supervisor pass on a signal that came to this process too
@@ -75,16 +76,16 @@ class Run:
             run._directory.close()
             run._signals.close()
 
-    def restore(self, state: TrainState, data: Data) -> None:
-        """Go on where a checkpoint was, to the bit; or begin, from init_from's weights where they are given.
+    def start(self, data: Data) -> Start:
+        """What to start from, as rank 0 has read it: the checkpoint to go on with, or the weights that were asked for.
 
         Raises:
-            ConfigError: the data, or the network of init_from, is another.
+            ConfigError: the data is another, or there are no such weights.
             IntegrityError: the checkpoint is damaged.
         """
-        lines = 0
         self._dist.compare({f"the data's {name}": str(value) for name, value in data.describe().items()})
         read = self._directory.read_resumed()
+        weights = None if read else self._directory.read_weights()
         self._dist.gather("read")  # which may take longer than a collective waits
         if content := self._dist.broadcast_bytes(read or b""):
             checkpoint = decode(content, f"the checkpoint of {self._directory.path}")
@@ -93,15 +94,20 @@ class Run:
                 raise ConfigError(
                     "best.pt has the weights to use and no optimizer: resume from last.pt, or use init_from"
                 )
-            state.load_state_dict(checkpoint["state"])
-            lines, self._seconds_before = checkpoint["state"]["lines"], checkpoint["state"]["seconds"]
+            return Start(state=checkpoint["state"])
+        return Start(weights=broadcast_weights(self._dist, weights), whole=self._config.init_from is not None)
+
+    def begin(self, state: TrainState, data: Data, begun: Begun) -> None:
+        """Say what the run starts from, and write it down."""
+        lines, start = 0, begun.start
+        if start.state:
+            lines, self._seconds_before = start.state["lines"], start.state["seconds"]
             _log.info("resumed at step %d (epoch %d)", state.step, state.epoch + 1)
-        elif content := self._dist.broadcast_bytes(self._directory.read_initial() or b""):
-            origin = f"init_from={self._config.init_from}"
-            state.network.load(weights_to_use(decode(content, origin)), origin)
-            if state.ema:
-                state.ema.restart()
-            _log.info("weights taken from %s", self._config.init_from)
+        elif begun.receipt:
+            _log.info("%s", "\n".join([begun.receipt.summary(), *begun.receipt.details()]))
+            self._directory.receipt(begun.receipt)
+        elif start.weights:
+            _log.info("weights taken from %s", start.weights.origin)
         self._directory.begin(state, data, lines)
         self._introduce(state, data)
 
@@ -109,12 +115,14 @@ class Run:
         self._data, self._num_classes = data, len(data.classes)
         self._summary.count(state)
         parameters = sum(p.numel() for p in state.network.model.parameters())
+        trained = sum(p.numel() for p in state.parameters)
         self._summary.add(parameters=parameters, **({"skipped": data.skipped} if data.skipped else {}))
         self._directory.check_space(3 * 4 * parameters)
         _log.info(data.summary())
         if self._config.loader.preview:
             self._directory.preview(data)
-        _log.info("%s, %s parameters, %s", state.network.summary(), f"{parameters:,}", self._dist.summary())
+        share = "" if trained == parameters else f" of which {trained:,} are trained"
+        _log.info("%s, %s parameters%s, %s", state.network.summary(), f"{parameters:,}", share, self._dist.summary())
         header = epoch_header()
         _log.info("%s", header.plain, extra=drawn(header))
         self.clock.switch("rest")

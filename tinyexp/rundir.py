@@ -6,6 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +21,10 @@ from tinyexp.errors import ConfigError, TinyexpError
 from tinyexp.files import make_unique, refusal, sweep, write_json, write_text
 from tinyexp.lock import DirectoryLock
 from tinyexp.log import ALWAYS, drawn, plain_text, start_run_log, start_terminal, stop_logging
+from tinyexp.pretrained import find_weights
 from tinyexp.record import Recorder
-from tinyexp.saved import find_checkpoint
+from tinyexp.transfer import Receipt, Weights
+from tinyexp.weights import read_weights
 
 _log = logging.getLogger(__name__)
 
@@ -81,10 +84,14 @@ class RunDirectory:
             return None
         return found
 
-    def read_initial(self) -> bytes | None:
-        """The checked bytes of init_from's checkpoint, a run's best by default."""
+    def read_weights(self) -> Weights | None:
+        """Those of init_from, a run's best by default, or of model.weights. Raises as find_weights."""
         path = self._config.init_from
-        return None if path is None else read_checked(find_checkpoint(path, "best"))
+        return replace(read_weights(path), origin=f"init_from={path}") if path else find_weights(self._config)
+
+    def receipt(self, receipt: Receipt) -> None:
+        """What became of each tensor."""
+        write_json(self.path / "receipt.json", receipt.plain())
 
     def begin(self, state: TrainState, data: Data, lines: int) -> None:
         """The state is whole: write what the run is, and go on with the metrics after their first `lines` lines.

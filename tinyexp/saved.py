@@ -13,6 +13,7 @@ from tinyexp.errors import ConfigError
 from tinyexp.lock import is_held
 from tinyexp.plainfile import read
 
+WEIGHTS = (".pt", ".pth", ".th", ".safetensors")  # what files of weights end in
 _NOT_SEARCHED = ("tb", "checkpoints")  # and what is hidden
 _STATUSES = ("running", "finished", "interrupted", "failed", "pruned")
 
@@ -92,6 +93,11 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and any(
         (path / name).is_file() for name in ("summary.json", "metrics.jsonl")
     )
+
+
+def is_place(weights: str) -> bool:
+    """Is this value of model.weights a file or a run, and no name?"""
+    return "/" in weights or weights.endswith(WEIGHTS) or Path(weights).exists()
 
 
 def find_checkpoint(path: str, name: str) -> Path:

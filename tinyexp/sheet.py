@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tinyexp.comparison import Spread
 from tinyexp.console import visible
 
 _WIDE = 2000  # columns where there is no terminal: nothing is cut
@@ -75,6 +76,34 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
     """Key -> its last part, where no other key's is the same."""
     lasts = [key.removesuffix("._target_").rpartition(".")[2] for key in keys]
     return {key: last if lasts.count(last) == 1 else key for key, last in zip(keys, lasts, strict=True)}
+
+
+def aligned(columns: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of columns, each as wide as its widest cell."""
+    padded = [[cell.ljust(max(map(len, cells))) for cell in cells] for cells in columns]
+    return ["  ".join(cells) for cells in zip(*padded, strict=True)]
+
+
+def folded(label: str, cells: Sequence[str]) -> str:
+    """In two lines where a column is narrower than its head."""
+    return label.replace("_", "_\n") if len(label) > max(map(len, cells), default=0) else label
+
+
+def plain(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def rounded(number: int) -> str:
+    """61,706 -> 61.7k; 11,181,642 -> 11.2M."""
+    unit, name = (1e6, "M") if number >= 1e6 else (1e3, "k")
+    return f"{number / unit:.1f}{name}" if number >= 1e3 else str(number)
+
+
+def spread(found: Spread | None) -> str:
+    """Mean ± standard deviation, where there is one; nothing for nothing."""
+    if found is None:
+        return ""
+    return f"{found.mean:.4f}" if found.std is None else f"{found.mean:.4f} ± {found.std:.4f}"
 
 
 def _show_sheet(console: Console, sheet: Sheet) -> None:

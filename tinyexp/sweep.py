@@ -6,6 +6,7 @@ The jobs share nothing with this process but the disk: one that crashes, is kill
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -56,6 +57,35 @@ class Job:
         if self.code == 0 and self.status == "failed":
             return "failed: it ended with exit 0 before its last epoch"
         return self.status if self.code in (None, 0) else f"{self.status}: {describe_exit(self.code)}"
+
+
+@dataclass(frozen=True)
+class PastJob:
+    """What sweep.json says of a job."""
+
+    directory: Path
+    label: dict[str, str]
+    status: str
+    code: int | None
+    last_words: str
+
+
+def read_jobs(folder: Path) -> list[PastJob]:
+    """The jobs of a sweep's directory; none where it is no sweep's, or its sweep.json cannot be made out."""
+    try:
+        jobs = json.loads((folder / "sweep.json").read_bytes())["jobs"]
+        return [
+            PastJob(
+                directory=folder / str(job["directory"]),
+                label={str(key): str(value) for key, value in job["label"].items()},
+                status=str(job["status"]),
+                code=job["exit_code"] if isinstance(job["exit_code"], int) else None,
+                last_words=str(job["last_words"]),
+            )
+            for job in jobs
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 @dataclass
@@ -203,6 +233,7 @@ def _plain(job: Job) -> dict[str, Any]:
     return {
         "directory": job.directory.name,
         "words": list(job.words),
+        "label": job.label,
         "status": job.status,
         "exit_code": job.code,
         "seconds": round(job.seconds, 3),

@@ -34,7 +34,7 @@ _WANTED = {
     "scheduler": "an LRScheduler class or a function of (step, total)",
     "dataset": "a function that makes a tinyexp.data.source.Source",
 }
-_MORE = {"dataset": LoaderConfig.__dataclass_fields__}  # keys of a slot that are not the class's
+_MORE = {"dataset": [*LoaderConfig.__dataclass_fields__], "model": ["weights"]}  # keys that are not the class's
 _SIMPLE = (int, float, bool, str, type(None))
 _PACKAGES = ("torch.", "torchvision.", "tinyexp.")
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from omegaconf import OmegaConf
 
 from tinyexp.config import (
+    PATH,
     SLOTS,
     CkptConfig,
     Component,
@@ -27,6 +28,7 @@ from tinyexp.config import (
     RunConfig,
     SweepConfig,
     TrainConfig,
+    TransferConfig,
 )
 from tinyexp.errors import ConfigError, did_you_mean
 from tinyexp.plainfile import read
@@ -38,6 +40,7 @@ OWN = {
     "log": LogConfig,
     "ckpt": CkptConfig,
     "sweep": SweepConfig,
+    "transfer": TransferConfig,
     "hw": HwConfig,
 }
 TEXTS = ("resume", "init_from", "config_file")
@@ -73,12 +76,15 @@ def validate(
     if not isinstance(plain["trust"], list) or not all(isinstance(name, str) for name in plain["trust"]):
         raise ConfigError(f"trust must be a list of names such as [mypkg.*], got {plain['trust']!r}")
     plain = {**plain, "dataset": _filled(mapping(plain["dataset"], "dataset"), folders)}
+    model = mapping(plain["model"], "model")
+    plain["model"] = {**model, "weights": model.get("weights")}
     components: dict[str, Any] = {
         slot: _component(slot, plain[slot], trusted=slot in trusted, inherited=inherited.get(slot, frozenset()))
         for slot in SLOTS
     }
     arguments = components["dataset"].arguments
     loader = {key: arguments.pop(key) for key in _LOADER_KEYS if key in arguments}
+    weights = components["model"].arguments.pop("weights")
     for component in components.values():
         _check_types(component, folders)
     own: dict[str, Any] = {group: parse(kind, mapping(plain[group], group), group) for group, kind in OWN.items()}
@@ -87,6 +93,7 @@ def validate(
         **own,
         **{key: typed(str | None, plain[key], key) for key in TEXTS},
         loader=parse(LoaderConfig, loader, "dataset"),
+        weights=typed(Annotated[str, PATH] | None, weights, "model.weights"),
         trust=tuple(plain["trust"]),
         sources=sources,
         plain=plain,

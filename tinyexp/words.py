@@ -67,9 +67,10 @@ class Usage:
 
     def check_paths(self, paths: Sequence[str]) -> None:
         """Raises ConfigError for too few or too many."""
-        several = self._paths[0].endswith("...")
-        if not paths or (len(paths) > 1 and not several):
-            verb, wanted = self.form.split()[0], "one path or more" if several else "one path"
+        needed, several = len(self._paths), self._paths[-1].endswith("...")
+        if len(paths) < needed or (len(paths) > needed and not several):
+            count = {1: "one path", 2: "two paths"}[needed]
+            verb, wanted = self.form.split()[0], f"{count} or more" if several else count
             raise ConfigError(f"{verb} takes {wanted}, got {len(paths)}: tinyexp {self.form}")
 
 

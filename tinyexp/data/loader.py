@@ -5,6 +5,7 @@ Which samples those are is plan.py's, and what is done to them transform.py's.
 
 from __future__ import annotations
 
+import copy
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,13 +15,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tinyexp.config import Config, LoaderConfig
 from tinyexp.cores import cores_of_rank
-from tinyexp.data import mix
+from tinyexp.data.fetch import Arrays, FeatureFetcher, Features, Fetcher, Key
 from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.plan import Batch, Plan
 from tinyexp.data.source import Source, check_channels
@@ -31,8 +31,6 @@ from tinyexp.dist import Dist
 from tinyexp.errors import ConfigError, DataError, ResourceError
 
 T = TypeVar("T")
-Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
-Arrays = tuple[Tensor, Tensor, Tensor]  # images (N, C, H, W) uint8, labels (N,), sample numbers (N,)
 
 
 class Data:
@@ -50,17 +48,19 @@ class Data:
         self.skipped = source.skipped
         self.fingerprint = source.fingerprint
         self.num_train, self.num_val = len(source.train.labels), len(source.val.labels)
+        self._eval_batch_size = train.eval_batch_size
         self._plan = Plan(train, dist, self.num_train, self.num_val)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_scored = self._plan.num_scored
         self.val_batches = self._plan.val_batches
         self.common_val_batches = self._plan.common_val_batches
         transform = Transform(loader, self.mean, train.seed)
-        self._fetcher = _Fetcher(source, self._plan, transform, loader, train.seed)
+        self._images = Fetcher(source, self._plan, transform, loader, train.seed)
+        self._fetcher: Fetcher | FeatureFetcher = self._images
         self._keys = _Keys()
         self.workers = workers = _workers(loader, source, transform)
         pin = dist.device.type == "cuda"
-        self._loader = _worker_loader(self._fetcher, self._keys, workers, loader.start_method, pin) if workers else None
+        self._loader = _worker_loader(self._images, self._keys, workers, loader.start_method, pin) if workers else None
         # a thread that draws from torch's generator would disturb the step's dropout
         self._ahead = dist.device.type != "cpu" and not transform.image_by_image
 
@@ -97,6 +97,30 @@ class Data:
         """This rank's share of val; over all ranks, each sample comes exactly once."""
         for images, labels, index in self._fetch([(-1, batch) for batch in range(self.val_batches)]):
             yield Batch(images=images, labels=labels, index=index, slot=0, total=len(labels))
+
+    def images(self, phase: str, epoch: int | None = None) -> Iterator[Tensor]:
+        """All uint8 images of train or val in their order, in batches of train.eval_batch_size.
+
+        As val would see them, or of train as they are augmented in `epoch`.
+        """
+        count, size = (self.num_train if phase == "train" else self.num_val), self._eval_batch_size
+        for begin in range(0, count, size):
+            yield self._images.images(phase, np.arange(begin, min(begin + size, count)), epoch)
+
+    def identity(self, phase: str) -> str:
+        """Names the content of a phase's images, as they are before any change."""
+        return f"{self.fingerprint} {self._images.identity(phase)}"
+
+    def fed_by(self, train: Sequence[Features], val: Features) -> Data:
+        """The same samples in the same batches, with these features of the images in the place of their pixels.
+
+        Args:
+            train: one or more views; epoch after epoch takes the next.
+        """
+        fed = copy.copy(self)
+        fed._fetcher = self._images.fed_by(train, val)
+        fed._loader, fed.workers = None, 0
+        return fed
 
     def sample_ids(self, epoch: int, step: int) -> list[int]:
         """The numbers of all samples of one optimizer step, on all ranks."""
@@ -154,44 +178,6 @@ def load_data(config: Config, dist: Dist) -> Data:
     return Data(load_source(config), config, dist)
 
 
-class _Fetcher(Dataset[Arrays]):
-    """(epoch, step) -> this rank's images, labels and sample numbers; the same in line and in a loader process."""
-
-    def __init__(self, source: Source, plan: Plan, transform: Transform, loader: LoaderConfig, seed: int) -> None:
-        self._train, self._val, self._num_classes = source.train, source.val, len(source.classes)
-        self._plan, self._transform, self._augment, self._seed = plan, transform, loader.augment, seed
-
-    def __getitem__(self, key: Key) -> Arrays:
-        epoch, step = key
-        if epoch < 0:
-            index = self._plan.val_index(step)
-            return _tensors(self._transform.val(self._val.fetch(index)), self._val.labels[index], index)
-        begin, end = self._plan.my_span(epoch, step)
-        order = self._plan.step_index(epoch, step)
-        if not mix.wanted(self._augment):
-            index = order[begin:end]
-            return _tensors(self._fetch(index, epoch), self._train.labels[index], index)
-        first, last = mix.with_partners(begin, end, len(order))
-        index = order[first:last]
-        images, labels = mix.mix(
-            self._fetch(index, epoch),
-            self._train.labels[index],
-            self._num_classes,
-            self._augment,
-            key=(self._seed, epoch, step),
-        )
-        mine = slice(begin - first, end - first)
-        return _tensors(images[mine], labels[mine], index[mine])
-
-    def _fetch(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
-        return self._transform.train(self._train.fetch(index), index, epoch)
-
-
-def _tensors(images: NDArray[np.uint8], labels: NDArray[Any], index: NDArray[np.int64]) -> Arrays:
-    """Images (n, H, W, C) -> (n, C, H, W), in memory as they were."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(index)
-
-
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
     """The same items, made by a thread up to `depth` of them before they are asked for."""
     end: Any = object()
@@ -205,7 +191,7 @@ def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
 class _InWorker(Dataset[Arrays | DataError]):
     """The fetcher in a loader process: bad data comes back as a value, since a raised error would be its traceback."""
 
-    def __init__(self, fetcher: _Fetcher) -> None:
+    def __init__(self, fetcher: Fetcher) -> None:
         self._fetcher = fetcher
 
     def __getitem__(self, key: Key) -> Arrays | DataError:
@@ -236,9 +222,7 @@ def _workers(loader: LoaderConfig, source: Source, transform: Transform) -> int:
     return cores_of_rank() if slow else 0
 
 
-def _worker_loader(
-    fetcher: _Fetcher, keys: _Keys, workers: int, start_method: str | None, pin: bool
-) -> DataLoader[Any]:
+def _worker_loader(fetcher: Fetcher, keys: _Keys, workers: int, start_method: str | None, pin: bool) -> DataLoader[Any]:
     return DataLoader(
         _InWorker(fetcher),
         sampler=keys,

@@ -119,6 +119,8 @@ def _key(config: Config, source: Source) -> str:
     package = Path(__file__).parent.parent
     code = [(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(package.rglob("*.py"))]
     versions = [metadata.version(name) for name in ("torch", "torchvision")]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions.append(metadata.version("timm"))
     machine = [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES")]
     own = {key: value for key, value in config.plain.items() if key not in ("run", "log", "ckpt", "sweep")}
     text = json.dumps([own, len(source.classes), source.channels, code, versions, machine])

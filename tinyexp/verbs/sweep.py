@@ -1,11 +1,13 @@
 """sweep [overrides]: a run for each combination of values, as optim.lr=1e-3,1e-2; -m is the same.
 
-All jobs are composed and their parts checked before the first begins.
+All jobs are composed and their parts checked before the first begins. sweep.dir gets a directory a job, and at the end
+report.md, report.csv and curves.png: what `tinyexp report` says of them, with the epochs of sweep.at_epochs.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 
 from tinyexp.compose import SweepJob, compose_sweep
 from tinyexp.config import SLOTS
@@ -41,9 +43,18 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
     finally:
         stop_logging()
     if any(job.status == "finished" for job in sweep.jobs):
-        own = sorted({getattr(job.config, slot).target for job in jobs for slot in SLOTS})
-        report.main([str(sweep.directory)], [f"trust=[{','.join(own)}]"], {})
+        _report(sweep, jobs)
     sweep.raise_for_failures()
+
+
+def _report(sweep: Sweep, jobs: list[SweepJob]) -> None:
+    """The table of them all, shown and written into the sweep's directory with their curves."""
+    folder, epochs = str(sweep.directory), jobs[0].config.sweep.at_epochs
+    options = {"epochs": ",".join(map(str, epochs))} if epochs else {}
+    targets = {(slot, getattr(job.config, slot).target) for job in jobs for slot in SLOTS}
+    own = sorted({target for slot, target in targets if report.refusal(((slot, target),), ())})
+    report.main([folder], [f"trust=[{','.join(own)}]"] if own else [], {**options, "out": folder})
+    sys.stdout.write(f"report.md, report.csv and curves.png are in {folder}\n")
 
 
 def _check(jobs: list[SweepJob]) -> None:

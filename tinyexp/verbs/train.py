@@ -11,9 +11,11 @@ from tinyexp.data.loader import Data
 from tinyexp.data.store import load_source
 from tinyexp.dist import process_group
 from tinyexp.engine import TrainState, evaluate, train_epoch
+from tinyexp.features import run_once
 from tinyexp.log import terminal
 from tinyexp.parts import check_parts
 from tinyexp.run import Run
+from tinyexp.start import begin
 
 
 def train(config: Config) -> None:
@@ -24,8 +26,11 @@ def train(config: Config) -> None:
             source = load_source(config)  # before there is a directory: what is wrong with the data leaves none
         dist.agree(describe(config, source.content, dist.device.type))
         with Run.open(config, dist) as run, Data(source, config, dist) as data:
-            state = TrainState.build(config, data, dist)
-            run.restore(state, data)
+            begun = begin(config, data, data.names, dist, run.start(data))
+            with run.clock.within("features"):
+                begun, data = run_once(begun, data, config, dist)
+            state = TrainState.build(config, data, dist, begun)
+            run.begin(state, data, begun)
             while not run.over(state):
                 steps = run.clock.waiting(data.train(state.epoch, start=state.step_in_epoch), "train")
                 for _ in train_epoch(state, steps, config.train, dist):

@@ -1,0 +1,204 @@
+"""A frozen part of a network runs once: what it makes of each image is kept, and only what comes after it trains."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tinyexp.cache import build_once
+from tinyexp.config import Config
+from tinyexp.cores import available_cores
+from tinyexp.data import augment, geometry, transform
+from tinyexp.data.loader import Data
+from tinyexp.data.progress import bar
+from tinyexp.device import Normalizer, fast_bf16
+from tinyexp.dist import Dist
+from tinyexp.network import Network
+from tinyexp.start import Begun
+from tinyexp.tail import features_of, find_tail, folded
+
+_VERSION = 1  # of the files below
+_TRIED = 4  # images on which the tail and the folding are proven
+_log = logging.getLogger(__name__)
+
+
+def run_once(begun: Begun, data: Data, config: Config, dist: Dist) -> tuple[Begun, Data]:
+    """Where a frozen part can run once, its features in place of the images, and a network that is fed them.
+
+    Else both as they are; why is told where a user would expect the other.
+
+    Raises:
+        ResourceError: no room for the features.
+    """
+    if not begun.frozen.names or begun.frozen.until is not None or config.transfer.features == "never":
+        return begun, data
+    why = _obstacle(config)
+    images = next(data.images("val"))[:_TRIED]
+    tail = None if why else find_tail(begun.network, begun.frozen, images)
+    if tail is None:
+        why = why or "what is trained is not all that comes after it"
+        _log.info("the frozen part runs over the images in each epoch: %s", why)
+        return begun, data
+    maker = _Maker(begun.network, tail, data, config)
+    with _all_cores():
+        train = [maker.of_train(view, images) for view in range(config.transfer.views or 1)]
+        val = maker.of_val()
+    dist.gather("features")  # which may take longer than a collective waits
+    _tell([*train, val], config.train.epochs)
+    fed = replace(begun.network, tail=tail, normalize=functools.partial(_as_fed, begun.network.traits.device))
+    return replace(begun, network=fed.of(fed.model)), data.fed_by(train, val)
+
+
+def _obstacle(config: Config) -> str | None:
+    """What of the config makes each epoch's images others, or leaves most of them out."""
+    changes = config.loader.augment
+    if changes.mixup or changes.cutmix:
+        return "dataset.augment mixes them"
+    if config.train.limit_batches:
+        return "train.limit_batches takes a few of them"
+    if config.transfer.views is None and (
+        changes.crop or changes.flip or changes.erase or changes.policy or changes.jitter
+    ):
+        return "dataset.augment changes them; transfer.views=1 has it run once, over one such view of each"
+    return None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The features of a phase's images, in their order: (N, ...), mapped from a file."""
+
+    folder: Path
+    seconds: float | None  # that they took just now; None: they were there
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """dtype, shape and the seconds that they once took."""
+        about: dict[str, Any] = json.loads((self.folder / "about.json").read_bytes())
+        return about
+
+    @functools.cached_property
+    def rows(self) -> NDArray[Any]:
+        """bf16 as the uint16 of its bits, which numpy lacks."""
+        kind = "uint16" if self.about["dtype"] == "bfloat16" else self.about["dtype"]
+        return np.memmap(self.folder / "features", np.dtype(kind), "r", shape=tuple(self.about["shape"]))
+
+    def __getitem__(self, index: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(self.rows[index]).view(getattr(torch, self.about["dtype"]))
+
+
+class _Maker:
+    """Makes a network's features, and names them by all that they follow from."""
+
+    def __init__(self, network: Network, tail: str, data: Data, config: Config) -> None:
+        self._network, self._tail, self._data, self._config = network, tail, data, config
+
+    def of_train(self, view: int, tried: Tensor) -> Kept:
+        """In bf16 where the hardware computes in it, and with batch-norm folded."""
+        traits = self._network.traits
+        bf16 = self._config.train.precision in ("auto", "bf16") and fast_bf16(traits.device)
+        plan = replace(traits, autocast=torch.bfloat16 if bf16 else traits.autocast)
+        if traits.device.type != "mps":
+            plan = replace(plan, channels_last=True)
+        epoch = None if self._config.transfer.views is None else view
+
+        def make() -> Iterator[Tensor]:
+            normalize = Normalizer(self._data.mean, self._data.std, plan)
+            quick = folded(replace(self._network, traits=plan, normalize=normalize), tried)
+            quick.model.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
+            return self._run(quick, "train", epoch)
+
+        return self._kept("train", f"folded, {plan.autocast}, view {epoch}", make)
+
+    def of_val(self) -> Kept:
+        """As `eval` will run it, so that it comes to the same scores."""
+        how = f"{self._network.traits.autocast}, {self._config.train.eval_batch_size}"
+        return self._kept("val", how, lambda: self._run(self._network, "val", None))
+
+    @torch.no_grad()
+    def _run(self, network: Network, phase: str, epoch: int | None) -> Iterator[Tensor]:
+        """What the tail is fed for each batch of images, on the CPU."""
+        network.model.eval()
+        tail = network.model.get_submodule(self._tail)
+        for images in self._data.images(phase, epoch):
+            ((_, (features,)),) = [features_of(network, tail, images)]
+            yield features.cpu()
+
+    def _kept(self, phase: str, how: str, make: Any) -> Kept:
+        folder = Path(self._config.loader.cache_dir).expanduser() / "features" / self._key(phase, how)
+        count = self._data.num_train if phase == "train" else self._data.num_val
+        began = time.perf_counter()
+
+        def build(aside: Path) -> None:
+            aside.mkdir()
+            shape, dtype, done = [count], "", 0
+            with (aside / "features").open("wb") as file, bar(f"features of {phase}") as show:
+                for features in make():
+                    shape, dtype = [count, *features.shape[1:]], str(features.dtype).removeprefix("torch.")
+                    file.write(features.contiguous().view(torch.uint8).numpy().data)
+                    done += len(features)
+                    show(done, count)
+            about = {"shape": shape, "dtype": dtype, "seconds": time.perf_counter() - began}
+            (aside / "about.json").write_text(json.dumps(about))
+
+        made = build_once(folder, build, what=f"the features of {count:,} {phase} images")
+        return Kept(folder, time.perf_counter() - began if made else None)
+
+    def _key(self, phase: str, how: str) -> str:
+        """32 hex digits that follow from the images, what is done to them, and the frozen part with its code."""
+        model, loader = self._network.model, self._config.loader
+        digest = hashlib.blake2b(digest_size=16)
+        seed = self._config.train.seed if self._config.transfer.views else 0
+        changes = loader.augment if self._config.transfer.views else None
+        told = (_VERSION, phase, how, self._data.identity(phase), self._data.mean, self._data.std, loader.image_size)
+        digest.update(repr((*told, loader.resize, changes, seed, self._tail, str(model), torch.__version__)).encode())
+        for module in (augment, geometry, transform, sys.modules[type(model).__module__]):
+            digest.update(inspect.getsource(module).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            if not name.startswith(f"{self._tail}."):
+                digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """One process of a machine makes the features, and the others wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(before, available_cores()))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_fed(device: torch.device, features: Tensor) -> Tensor:
+    return features.to(device).float()
+
+
+def _tell(kept: list[Kept], epochs: int) -> None:
+    took = sum(each.about["seconds"] for each in kept)
+    size = sum(each.rows.nbytes for each in kept) / 1e6
+    made = [each.seconds for each in kept if each.seconds is not None]
+    how = f"in {sum(made):.1f} s" if made else f"from {kept[0].folder.parent}, where they were already"
+    _log.info(
+        "the frozen part ran once: features of %s images (%.0f MB) %s, instead of %d times; some %.0f s saved",
+        f"{sum(len(each.rows) for each in kept):,}",
+        size,
+        how,
+        epochs,
+        took * epochs - sum(made),
+    )
