@@ -340,13 +340,13 @@ def test_every_file_in_conf_trains_a_step(choice: str, tmp_path: Path) -> None:
     if choice == "model=timm":
         pytest.importorskip("timm", reason="timm is not installed")
     words = [choice, *(["model.name=mobilenet_v3_small"] if choice == "model=torchvision" else [])]
+    if choice == "transfer=frozen" or choice.startswith("experiment=lenet5_to") or "lite0" in choice:
+        first = train(tmp_path / "first", "train.epochs=1", "train.limit_batches=1")
+        words.append(f"model.weights={first}")
     config = compose(words)
     if config.hw.device not in ("auto", *available_devices()):
         pytest.skip(f"{config.hw.device} is not on this machine")
     words += small_data(config.dataset.target.rpartition(".")[2], tmp_path / "data")
-    if choice == "transfer=frozen":
-        first = train(tmp_path / "first", "train.epochs=1", "train.limit_batches=1")
-        words.append(f"model.weights={first}")
     run = train(tmp_path / "run", *words, "train.epochs=1", "train.limit_batches=1", "train.batch_size=8")
     assert [row["phase"] for row in rows(run, "train_epoch") + rows(run, "val")] == ["train_epoch", "val"]
 

@@ -12,6 +12,7 @@ from helpers import rows, train, write_mnist
 
 from tinyexp.compose import compose, compose_sweep
 from tinyexp.config import Config, flatten
+from tinyexp.errors import ConfigError
 from tinyexp.overrides import CONF, choices
 from tinyexp.words import split, usages
 
@@ -123,6 +124,13 @@ def test_the_comparison_is_of_three_and_everything_is_replaced_from_the_command_
     assert [(job.label["transfer"], job.config.train.seed) for job in two] == [
         (kind, seed) for kind in ("frozen", "finetune") for seed in range(2)
     ]
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_a_recipe_leaves_open_must_be_given(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^model\.weights must be given, as model\.weights=\.\.\. \(.*{name}\)$"):
+        compose([f"experiment={name}"])
+    assert recipe(name).weights
 
 
 @pytest.mark.slow

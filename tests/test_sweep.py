@@ -127,6 +127,7 @@ def test_words_with_spaces_and_signs_come_back_as_they_were(tmp_path: Path) -> N
         ("resume=auto optim.lr=1,2", "resume is for one run"),
         ("+optim.lrr=1,2", "optim.lrr is no argument of torch.optim.AdamW; did you mean optim.lr? (job optim.lrr=1;"),
         ("optim.lr=0.1,-1", "Invalid learning rate: -1 (job optim.lr=-1; none was begun)"),
+        ("transfer=scratch,frozen model.weights=/nowhere.pth", "/nowhere.pth is not there"),
         ("+sweep.grid={train.seed:[]}", "sweep.grid.train.seed must be a list of values or a text"),
         ("+sweep.grid={train.sed:[1,2]}", "train.sed is no key; did you mean train.seed?"),
     ],

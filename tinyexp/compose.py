@@ -101,7 +101,9 @@ def compose_sweep(words: Sequence[str]) -> list[SweepJob]:
             if "config_file" in each.given:
                 _check_grid_word(parse([word for word in job.words if word not in outer.words]))
             try:
-                found.append(SweepJob(job.words, label, _compose(parse(job.words))))
+                config = _compose(parse(job.words))
+                _check_begin(config)
+                found.append(SweepJob(job.words, label, config))
             except ConfigError as error:
                 told = " ".join(f"{key}={value}" for key, value in label.items())
                 raise ConfigError(f"{error} (job {told})" if told else str(error)) from error
@@ -116,6 +118,13 @@ def _check_begin(config: Config) -> None:
     """What a new run begins from is there. Raises ConfigError."""
     if config.init_from is not None and config.weights is not None:
         raise ConfigError("init_from and model.weights are both what a run begins from: leave one of them out")
+    freeze = config.transfer.freeze
+    random = config.init_from is None and (config.weights is None or config.transfer.scratch)
+    if random and freeze in ("loaded", "backbone"):
+        raise ConfigError(
+            f"transfer.freeze={freeze} would keep random weights as they are: "
+            "give model.weights=DEFAULT|NAME|FILE|RUN or init_from=RUN"
+        )
     place = config.init_from
     if config.weights is not None and not config.transfer.scratch and is_place(config.weights):
         place = config.weights
@@ -150,7 +159,10 @@ def _compose(overrides: Overrides) -> Config:
         return compose_file(Path(file), overrides)
     config, chosen = by_hydra(overrides.words)
     path = group_files("experiment", overrides.folders).get(chosen.get("experiment") or "")
-    keys = flatten(read(path, aliases=True)).keys() - overrides.given if path else set()
+    stated = flatten(read(path, aliases=True)) if path else {}
+    keys = stated.keys() - overrides.given
+    if left := [key for key in keys if stated[key] == "???"]:  # where the key has a value, OmegaConf takes ??? for none
+        raise ConfigError(f"{left[0]} must be given, as {left[0]}=... (in experiment={chosen.get('experiment')})")
     if ours := [key for key in keys if key.partition(".")[0] == "hydra"]:
         raise ConfigError(f"{ours[0]} is Hydra's own key and has no effect here: use sweep.grid (in {path})")
     sources = dict.fromkeys(keys, f"experiment={chosen.get('experiment')}")

@@ -43,12 +43,12 @@ class Frozen:
                 module.eval()
 
 
-def find_frozen(config: TransferConfig, model: nn.Module, head: str, loaded: Set[str] | None) -> Frozen:
+def find_frozen(config: TransferConfig, model: nn.Module, head: str, loaded: Set[str]) -> Frozen:
     """What transfer.freeze says of this model.
 
     Args:
         head: the name of the module that gives the logits; "" where it is not known.
-        loaded: names of the tensors that were taken whole from other weights; None where there were none.
+        loaded: names of the tensors that were taken whole from other weights.
 
     Raises:
         ConfigError: nothing would be left to train, or a pattern matches nothing.
@@ -56,12 +56,7 @@ def find_frozen(config: TransferConfig, model: nn.Module, head: str, loaded: Set
     if config.freeze == "none":
         return Frozen()
     names = [name for name, _ in model.named_parameters()]
-    if loaded is None and not isinstance(config.freeze, tuple):
-        raise ConfigError(
-            f"transfer.freeze={config.freeze} would keep random weights as they are: "
-            "give model.weights=DEFAULT|NAME|FILE|RUN or init_from=RUN"
-        )
-    frozen = frozenset(_matching(config.freeze, names, head, loaded or frozenset()))
+    frozen = frozenset(_matching(config.freeze, names, head, loaded))
     if len(frozen) == len(names):
         raise ConfigError(f"transfer.freeze={_spell(config.freeze)} leaves nothing to train")
     return Frozen(frozen, config.unfreeze_at)

@@ -10,6 +10,7 @@ import torch
 
 from tinyexp.checkpoint import plain
 from tinyexp.config import Config
+from tinyexp.device import seed_all
 from tinyexp.dist import Dist
 from tinyexp.errors import IntegrityError
 from tinyexp.freezing import Frozen, find_frozen
@@ -24,7 +25,6 @@ class Start:
     state: dict[str, Any] | None = None  # of the checkpoint to go on with
     weights: Weights | None = None
     whole: bool = False  # must the weights be those of this very network, all of them?
-    pretend: bool = False  # nothing was read, but what would be frozen is to be
 
     @property
     def epoch(self) -> int:
@@ -52,7 +52,7 @@ def begin(config: Config, data: Seen, names: tuple[str, ...], dist: Dist, start:
         IntegrityError: the checkpoint to go on with is of another network.
     """
     network = Network.build(config, data, dist)
-    receipt, loaded = None, frozenset[str]() if start.pretend else None
+    receipt, loaded = None, frozenset[str]()
     if start.state:
         try:
             network.model.load_state_dict(start.state["model"])
@@ -64,6 +64,7 @@ def begin(config: Config, data: Seen, names: tuple[str, ...], dist: Dist, start:
             network.load(start.weights.tensors, start.weights.origin)
             loaded = frozenset(start.weights.tensors)
         elif start.weights:
+            seed_all(dist.device, config.train.seed)  # for a head that is drawn anew
             receipt = Transfer(start.weights, config.transfer, network.head, data.classes, names).into(network.model)
             loaded = receipt.loaded
         frozen = find_frozen(config.transfer, network.model, network.head, loaded)

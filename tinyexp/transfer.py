@@ -86,7 +86,10 @@ class Transfer:
 
     @torch.no_grad()
     def into(self, model: nn.Module) -> Receipt:
-        """Change the model's tensors in place.
+        """Change the model's tensors in place; what of its head is not taken over is drawn anew.
+
+        As torch draws a layer's weights: some libraries draw a head's for training from scratch, and so large that they
+        drown what the features say.
 
         Raises:
             ConfigError: nothing fits, a name in transfer.rename is none, transfer.match=order and the order is another,
@@ -95,6 +98,9 @@ class Transfer:
         mine = model.state_dict()
         parameters = {name: parameter.numel() for name, parameter in model.named_parameters()}
         theirs = self._renamed(mine)
+        layer: Any = model.get_submodule(self._head) if self._head else None
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
         lines, filled = [], 0
         for name, tensor in mine.items():
             other = theirs.pop(name, None)

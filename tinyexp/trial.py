@@ -20,7 +20,6 @@ from tinyexp.data.source import Source
 from tinyexp.data.store import files_to_decode, store_folder
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState, evaluate, train_epoch
-from tinyexp.start import Start, begin
 
 _BLOCK = 0.25  # seconds that a block of steps takes at least, so that a hiccup is a small part of it
 _STEPS, _VAL = 5.0, 1.0  # seconds of each kind of trial
@@ -83,8 +82,7 @@ def time_training(config: Config, data: Data, dist: Dist, began: float) -> Pace:
     Raises:
         TinyexpError: what would end the run's first steps as well.
     """
-    begun = begin(config, data, data.names, dist, Start(pretend=True))  # no weights are fetched for it
-    state = TrainState.build(config, data, dist, begun)
+    state = TrainState.build(config, data, dist)
     ready = time.perf_counter() - began
     first, step, timed = _time_steps(config, data, state, dist)
     return Pace(

@@ -2,7 +2,7 @@
 
 A NAME is one of val/top1, val/top5, val/loss, train/top1, ...; a LIST as 1,5,10 makes a column of each of these epochs.
 Two runs are put side by side; a sweep's directory is told by what the sweep varied. --out gets report.md, report.csv
-and curves.png: loss and top1 of train and val, over epochs and steps; the metric alone where it is given or rows are many.
+and curves.png: loss and top1 of train and val by epoch and step; the metric alone where it is given, or rows are many.
 """
 
 from __future__ import annotations
