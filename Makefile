@@ -27,8 +27,8 @@ $(MADE): pyproject.toml
 run: $(MADE)  ## train; ARGS="model=resnet18 train.epochs=2"
 	@$(BIN)/python -m tinyexp $(filter-out train,$(VERB)) $(ARGS)
 
-test: $(MADE)  ## all tests
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+test: $(MADE)  ## all tests; ARGS="-m slow" only those that make check leaves out
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 check: $(MADE)  ## lint, format, types, layers, docs/configuration.md and the fast tests
 	$(BIN)/ruff format --check .

@@ -40,12 +40,12 @@ BACKBONE = {name for name in LeNet5().state_dict() if not name.startswith("fc3")
 class Net(nn.Module):
     """Batch-norm and dropout in the part that is frozen here, and in the rest."""
 
-    def __init__(self, *, num_classes: int = 10, dropout: float = 0.3, fixed: bool = False) -> None:
+    def __init__(self, *, num_classes: int = 10, dropout: float = 0.0, fixed: bool = False) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(1, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(dropout), nn.AdaptiveAvgPool2d(3)
+            nn.Conv2d(1, 4, 5, stride=3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(3)
         )
-        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.Dropout(0.2))
+        self.neck = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.BatchNorm1d(16), nn.Dropout(0.2 + dropout))
         self.head = nn.Linear(16, num_classes)
         self.features[0].bias.requires_grad_(not fixed)
 
@@ -181,7 +181,7 @@ def test_what_cannot_be_frozen(words: str, message: str) -> None:
 
 
 def test_all_that_is_loaded_leaves_nothing_to_train() -> None:
-    with pytest.raises(ConfigError, match="transfer.freeze=loaded leaves nothing to train"):
+    with pytest.raises(ConfigError, match=r"transfer.freeze=loaded leaves nothing to train"):
         begin("transfer.freeze=loaded", tensors=dict(LeNet5().state_dict()))
 
 

@@ -79,12 +79,19 @@ class TrainState:
             scaler=torch.amp.GradScaler(dist.device.type, enabled=bare.traits.grad_scaler),
             ema=None if config.train.ema is None else Ema(bare.model, config.train.ema),
         )
-        state.wrap(dist, config.train)
+        state.wrap(config.train, dist)
         if begun.start.state:
             state.load_state_dict(begun.start.state)
         return state
 
-    def wrap(self, dist: Dist, train: TrainConfig) -> None:
+    def begin_epoch(self, train: TrainConfig, dist: Dist) -> None:
+        """The network ready to train; where it is time, with what was frozen till now."""
+        if self.epoch == self.frozen.until and self.step_in_epoch == 0:
+            self.frozen.apply(self.network.model, self.epoch)
+            self.wrap(train, dist)
+        self.frozen.train_mode(self.network.model)
+
+    def wrap(self, train: TrainConfig, dist: Dist) -> None:
         """Under DDP or torch.compile, make the wrapper for those parameters that are trained now."""
         self.replica = dist.wrap(self.network.model.get_submodule(self.network.tail))
         self.network = self.network.calling(torch.compile(self.replica) if train.compile else self.replica)
@@ -158,11 +165,8 @@ _PLAIN = ("epoch", "step", "step_in_epoch", "best", "last", "stale", "mark", "lr
 
 def train_epoch(state: TrainState, steps: Iterable[list[Batch]], train: TrainConfig, dist: Dist) -> Iterator[None]:
     """Train on each step's micro-batches; comes back to the caller after each optimizer step."""
-    if state.epoch == state.frozen.until and state.step_in_epoch == 0:
-        state.frozen.apply(state.network.model, state.epoch)
-        state.wrap(dist, train)
+    state.begin_epoch(train, dist)
     network, parameters = state.network, state.parameters
-    state.frozen.train_mode(network.model)
     for batches in steps:
         state.optimizer.zero_grad()
         for batch in batches:

@@ -217,7 +217,8 @@ class Run:
             self._directory.finish(best)
         self._dist.gather("finished")  # not before all is on the disk, which only rank 0 knows
         self.clock.switch("end")
-        panel = closing_box(f"{state.epoch} epochs, {state.step:,} steps", self.clock.seconds)
+        spent = {name: seconds for name, seconds in self.clock.seconds.items() if seconds >= 0.001}
+        panel = closing_box(f"{state.epoch} epochs, {state.step:,} steps", spent)
         _log.info("%s", plain_text(panel), extra=drawn(panel))
         self._directory.tell(f"best val top1 {best['top1']:.4f} (epoch {best['epoch']}) in {self._directory.path}")
 
