@@ -165,8 +165,6 @@ def test_patterns(patterns: str, names: set[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("transfer.freeze=backbone", "transfer.freeze=backbone would keep random weights as they are: give model.wei"),
-        ("transfer.freeze=loaded", "transfer.freeze=loaded would keep random weights"),
         ("transfer.freeze=[*]", "transfer.freeze=[*] leaves nothing to train"),
         ("transfer.freeze=[conv1.*,conv3.*]", "transfer.freeze: no parameter's name matches conv3.*; "),
         ("transfer.freeze=[conv1]", "transfer.freeze: no parameter's name matches conv1"),
@@ -178,6 +176,14 @@ def test_patterns(patterns: str, names: set[str]) -> None:
 def test_what_cannot_be_frozen(words: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         begin(words)
+
+
+@pytest.mark.parametrize("freeze", ["backbone", "loaded"])
+def test_random_weights_are_not_frozen(tmp_path: Path, freeze: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LEAN, f"transfer.freeze={freeze}", f"run.dir={tmp_path}/run"]) == 2
+    told = f"transfer.freeze={freeze} would keep random weights as they are: give model.weights="
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_that_is_loaded_leaves_nothing_to_train() -> None:
@@ -466,23 +472,22 @@ def pair() -> Iterator[Group]:
 
 def sent(wrapped: Any) -> tuple[int, bool]:
     """The parameters whose gradients DDP averages, and whether it sends buffers."""
-    data = wrapped._get_ddp_logging_data()
-    return data["num_parameter_tensors"], bool(data["broadcast_buffers"])
+    return wrapped._get_ddp_logging_data()["num_parameter_tensors"], wrapped.broadcast_buffers
 
 
 def test_frozen_parameters_are_not_sent(pair: Group) -> None:
     words = (NET, FEATURES, "transfer.unfreeze_at=1", "train.limit_batches=2")
     config, _, state = begin(*words)
-    state.wrap(pair, config.train)
+    state.wrap(config.train, pair)
     assert sent(state.replica) == (6, True)  # the neck's batch-norm has buffers to send
     state.frozen.apply(state.network.model, 1)
-    state.wrap(pair, config.train)
+    state.wrap(config.train, pair)
     assert sent(state.replica) == (10, True)
 
 
 def test_buffers_are_not_sent_where_the_head_alone_is_trained(pair: Group) -> None:
     config, _, state = begin(NET, "transfer.freeze=[features.*,neck.*]")
-    state.wrap(pair, config.train)
+    state.wrap(config.train, pair)
     assert sent(state.replica) == (2, False)
 
 

@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, told = error.exit_code, str(error)
         # what is wrong in words is so on all ranks, and one says it
         say = not error.silent and (error.explained or not isinstance(error, ConfigError) or local_rank() == 0)
+    except BrokenPipeError:  # the reader of stdout, as `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except KeyboardInterrupt:
         code, told = 1, "interrupted before there was anything to save"
     except Exception as error:  # the last resort: an error of ours, or of the user's own class

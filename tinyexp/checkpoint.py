@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,8 +149,10 @@ def plain(content: bytes, origin: str) -> Any:
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises as many kinds as pickle does
-        reason = str(error).strip().split("\n")[0]
-        raise IntegrityError(f"{origin} cannot be loaded as tensors and plain values: {reason}") from error
+        named = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global) (\S+)", str(error))
+        more = f" ({next(filter(None, named.groups()))})" if named else ""
+        cure = "save the network's state_dict() alone"
+        raise IntegrityError(f"{origin} has more than tensors and plain values{more}, or is damaged: {cure}") from error
 
 
 def check_ours(checkpoint: Any, origin: str) -> dict[str, Any]:
@@ -162,7 +165,36 @@ def check_ours(checkpoint: Any, origin: str) -> dict[str, Any]:
         lacking = [f"{part}.{key}" for key in keys if key not in held] if isinstance(held, dict) else [part]
         if lacking:
             raise IntegrityError(f"{origin} is no checkpoint that tinyexp wrote: it lacks {lacking[0]}")
+    if wrong := _wrong(checkpoint):
+        raise IntegrityError(f"{origin} is no checkpoint that tinyexp wrote: {wrong} is not what it should be")
     return checkpoint
+
+
+def _wrong(checkpoint: dict[str, Any]) -> str | None:
+    """The first part that is of another kind than we write."""
+    data, state = checkpoint["data"], checkpoint["state"]
+    texts = {name: data[name] for name in ("classes", "names") if name in data}
+    numbers = {name: data[name] for name in ("image_shape", "mean", "std")}
+    rules = {
+        **{f"data.{name}": _all(values, str) for name, values in texts.items()},
+        **{f"data.{name}": _all(values, (int, float)) for name, values in numbers.items()},
+        "state.model": _is_state_dict(state["model"]),
+        "state.ema": state.get("ema") is None or _is_state_dict(state["ema"]),
+    }
+    if all(rules.values()):
+        rules["data.names"] = len(data.get("names", data["classes"])) == len(data["classes"])
+        rules["data.image_shape"] = len(data["image_shape"]) == 3
+        rules["data.mean"] = len(data["mean"]) == len(data["std"])
+    return next((name for name, holds in rules.items() if not holds), None)
+
+
+def _all(values: Any, kind: Any) -> bool:
+    return isinstance(values, (list, tuple)) and bool(values) and all(isinstance(value, kind) for value in values)
+
+
+def _is_state_dict(value: Any) -> bool:
+    """A module may keep more than tensors in its state: any value under a name."""
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -118,7 +118,13 @@ def _check_begin(config: Config) -> None:
     """What a new run begins from is there. Raises ConfigError."""
     if config.init_from is not None and config.weights is not None:
         raise ConfigError("init_from and model.weights are both what a run begins from: leave one of them out")
-    freeze = config.transfer.freeze
+    freeze, transfer = config.transfer.freeze, config.transfer
+    if transfer.match == "order" and transfer.rename:
+        raise ConfigError("transfer.match=order and transfer.rename are two ways to the same: leave one of them out")
+    if config.init_from is not None and (transfer.match, transfer.rename, transfer.head) != ("name", {}, "auto"):
+        raise ConfigError(
+            "init_from takes all weights of the same network: transfer.match, rename and head are for model.weights"
+        )
     random = config.init_from is None and (config.weights is None or config.transfer.scratch)
     if random and freeze in ("loaded", "backbone"):
         raise ConfigError(

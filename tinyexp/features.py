@@ -7,23 +7,25 @@ import hashlib
 import inspect
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tinyexp.cache import build_once
 from tinyexp.config import Config
 from tinyexp.cores import available_cores
-from tinyexp.data import augment, geometry, transform
+from tinyexp.data import augment, geometry, resize, transform
 from tinyexp.data.loader import Data
 from tinyexp.data.progress import bar
 from tinyexp.device import Normalizer, fast_bf16
@@ -152,9 +154,13 @@ class _Maker:
                     file.write(features.contiguous().view(torch.uint8).numpy().data)
                     done += len(features)
                     show(done, count)
-            about = {"shape": shape, "dtype": dtype, "seconds": time.perf_counter() - began}
+            size = (aside / "features").stat().st_size
+            about = {"shape": shape, "dtype": dtype, "bytes": size, "seconds": time.perf_counter() - began}
             (aside / "about.json").write_text(json.dumps(about))
 
+        if folder.exists() and not _is_whole(folder):
+            _log.warning("%s is damaged: it is made again", folder)
+            shutil.rmtree(folder, ignore_errors=True)
         made = build_once(folder, build, what=f"the features of {count:,} {phase} images")
         return Kept(folder, time.perf_counter() - began if made else None)
 
@@ -164,14 +170,53 @@ class _Maker:
         digest = hashlib.blake2b(digest_size=16)
         seed = self._config.train.seed if self._config.transfer.views else 0
         changes = loader.augment if self._config.transfer.views else None
-        told = (_VERSION, phase, how, self._data.identity(phase), self._data.mean, self._data.std, loader.image_size)
-        digest.update(repr((*told, loader.resize, changes, seed, self._tail, str(model), torch.__version__)).encode())
-        for module in (augment, geometry, transform, sys.modules[type(model).__module__]):
-            digest.update(inspect.getsource(module).encode())
-        for name, tensor in sorted(model.state_dict().items()):
+        images = (
+            self._data.identity(phase),
+            self._data.mean,
+            self._data.std,
+            loader.image_size,
+            loader.resize,
+            changes,
+            seed,
+        )
+        made_by = (self._config.model.target, sorted(self._config.model.arguments.items()), str(model), self._tail)
+        digest.update(repr((_VERSION, phase, how, images, made_by, _versions())).encode())
+        for source in sorted(_sources(model, self._config.model.target)):
+            digest.update(source.encode())
+        for name, tensor in sorted([*model.named_parameters(), *model.named_buffers()]):
             if not name.startswith(f"{self._tail}."):
-                digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+                digest.update(name.encode() + content.tobytes())
         return digest.hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    """Is the file as long as it was made?"""
+    try:
+        about = json.loads((folder / "about.json").read_bytes())
+        return bool((folder / "features").stat().st_size == about["bytes"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def _versions() -> list[str]:
+    found = [str(torch.__version__)]
+    for name in ("torchvision", "timm"):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(metadata.version(name))
+    return found
+
+
+def _sources(model: nn.Module, target: str) -> set[str]:
+    """The code of what changes the images, of each module's class, and of what made the network."""
+    names = {type(module).__module__ for module in model.modules()} | {target.rpartition(".")[0]}
+    versioned = ("torch.", "torchvision.", "timm.")
+    modules = [sys.modules.get(name) for name in names if not name.startswith(versioned)]
+    found = set()
+    for module in (augment, geometry, resize, transform, *modules):
+        with suppress(OSError, TypeError):  # a class of a notebook has no file
+            found.add(inspect.getsource(module))  # type: ignore[arg-type]
+    return found
 
 
 @contextmanager

@@ -37,9 +37,15 @@ class Frozen:
     def train_mode(self, model: nn.Module) -> None:
         """model.train(), but for parts all of whose parameters are frozen: batch-norm keeps its statistics there."""
         model.train()
-        for module in model.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if all(parameter.requires_grad for parameter in model.parameters()):
+            return
+        for name, module in model.named_modules():
+            part = module
+            while getattr(module, "running_mean", None) is not None and not list(part.parameters()) and name:
+                name = name.rpartition(".")[0]  # batch-norm without parameters goes with what it is a part of
+                part = model.get_submodule(name)
+            trained = [parameter.requires_grad for parameter in part.parameters()]
+            if trained and not (all(trained) if part is not module else any(trained)):
                 module.eval()
 
 

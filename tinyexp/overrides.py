@@ -132,7 +132,7 @@ def no_choice(group: str, value: object, names: Sequence[str]) -> str:
 
 def _lenient(word: str) -> str:
     """+key=value is taken where the key is there already, too: what it asks for is the same."""
-    if word.startswith("sweep.grid"):  # its keys are whatever is swept
+    if word.startswith(("sweep.grid", "transfer.rename")):  # whose keys are whatever is named
         return f"++{word}"
     if not word.startswith("+") or word.startswith("++"):
         return word

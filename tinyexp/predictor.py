@@ -150,8 +150,8 @@ def list_images(path: str) -> list[str]:
         ConfigError: there is no such path, a folder that cannot be read, or one without images.
     """
     if not Path(path).is_dir():
-        if not Path(path).exists():
-            raise ConfigError(f"{path} is not there: predict takes a folder of images, an image, or val")
+        if not Path(path).is_file():
+            raise ConfigError(f"{path} is not there, or no file: predict takes a folder of images, an image, or val")
         return [path]
 
     def refuse(error: OSError) -> None:
@@ -161,7 +161,11 @@ def list_images(path: str) -> list[str]:
     for folder, folders, files in os.walk(path, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         found += [
-            f"{folder.rstrip('/')}/{name}" for name in files if name[0] != "." and name.lower().endswith(EXTENSIONS)
+            place
+            for name in files
+            if name[0] != "."
+            and name.lower().endswith(EXTENSIONS)
+            and Path(place := f"{folder.rstrip('/')}/{name}").is_file()
         ]
     if not found:
         raise ConfigError(f"{path} has no image ({' '.join(EXTENSIONS)}): give the folder that has them")

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.error import URLError
 
 import torch
+from torch import Tensor
 
 from tinyexp.config import Component, Config
 from tinyexp.data.imagenet import imagenet_ids
@@ -20,6 +21,7 @@ from tinyexp.weights import read_weights
 
 _ZOO = "tinyexp.models.zoo.torchvision_model"
 _TIMM = "tinyexp.models.timm_zoo.timm_model"
+_DENSE = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # its layers' old names have one dot more
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,21 @@ def _of_torchvision(model: str, name: str) -> Weights:
     path = _fetched(chosen.url)
     names = tuple(chosen.meta["categories"])
     classes = imagenet_ids() if len(names) == len(imagenet_ids()) else names
-    return Weights(tensors=read_weights(path).tensors, origin=str(path), classes=classes, names=names)
+    aside = chosen.transforms()
+    ported = model in ("googlenet", "inception_v3")  # from another program; torchvision's own puts a layer before them
+    mean, std = ((0.5,) * 3, (0.5,) * 3) if ported else (tuple(aside.mean), tuple(aside.std))
+    tensors = _as_now(model, len(names), read_weights(path).tensors)
+    return Weights(tensors=tensors, origin=str(path), classes=classes, names=names, mean=mean, std=std)
+
+
+def _as_now(model: str, num_classes: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under today's names: some files have those of older versions of torchvision, whose networks know them."""
+    import torchvision
+
+    more = {"init_weights": False} if model in ("googlenet", "inception_v3") else {}
+    made = torchvision.models.get_model(model, weights=None, num_classes=num_classes, **more)
+    missing, _ = made.load_state_dict({_DENSE.sub(r"\1\2", name): each for name, each in tensors.items()}, strict=False)
+    return {name: tensor for name, tensor in made.state_dict().items() if name not in missing}
 
 
 def _fetched(url: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,12 @@ from tinyexp.checkpoint import plain
 from tinyexp.config import Config
 from tinyexp.device import seed_all
 from tinyexp.dist import Dist
-from tinyexp.errors import IntegrityError
+from tinyexp.errors import ConfigError, IntegrityError
 from tinyexp.freezing import Frozen, find_frozen
 from tinyexp.network import Network, Seen
 from tinyexp.transfer import Receipt, Transfer, Weights
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +69,29 @@ def begin(config: Config, data: Seen, names: tuple[str, ...], dist: Dist, start:
         elif start.weights:
             seed_all(dist.device, config.train.seed)  # for a head that is drawn anew
             receipt = Transfer(start.weights, config.transfer, network.head, data.classes, names).into(network.model)
-            loaded = receipt.loaded
+            loaded = receipt.known
         frozen = find_frozen(config.transfer, network.model, network.head, loaded)
+        if start.weights:
+            _check(start.weights, receipt, frozen, data)
     frozen.apply(network.model, start.epoch)
     return Begun(network=network, frozen=frozen, start=start, receipt=receipt)
+
+
+def _check(weights: Weights, receipt: Receipt | None, frozen: Frozen, data: Seen) -> None:
+    """Raises ConfigError where random tensors would be frozen for ever; warns of what is likely a mistake."""
+    random = [line for line in receipt.lines if line.name in frozen.names - receipt.known] if receipt else []
+    if random:
+        told = ", ".join(f"{line.name} ({line.status})" for line in random[:3])
+        rule = f"{len(random)} tensors that {weights.origin} does not have would be kept at random values: {told}"
+        if frozen.until is None:
+            raise ConfigError(f"transfer.freeze: {rule}; take transfer.freeze=loaded, transfer.rename or another file")
+        _log.warning("until transfer.unfreeze_at, %s", rule)
+    for name, theirs, mine in (("mean", weights.mean, data.mean), ("std", weights.std, data.std)):
+        if theirs and (len(theirs) != len(mine) or max(abs(a - b) for a, b in zip(theirs, mine, strict=True)) > 0.02):
+            spelled = ",".join(f"{value:.3g}" for value in theirs)
+            _log.warning(
+                "%s was made with dataset.%s=[%s], and here it is %s", weights.origin, name, spelled, list(mine)
+            )
 
 
 def broadcast_weights(dist: Dist, weights: Weights | None) -> Weights | None:
@@ -78,7 +100,7 @@ def broadcast_weights(dist: Dist, weights: Weights | None) -> Weights | None:
         return weights
     buffer = io.BytesIO()
     if weights:
-        fields = ("tensors", "origin", "classes", "names")
+        fields = ("tensors", "origin", "classes", "names", "mean", "std")
         torch.save({name: getattr(weights, name) for name in fields}, buffer)
     content = dist.broadcast_bytes(buffer.getvalue())
     return Weights(**plain(content, "rank 0's weights")) if content else None

@@ -15,6 +15,7 @@ from tinyexp.data.imagenet import imagenet_ids, imagenet_names
 from tinyexp.errors import ConfigError, did_you_mean
 
 Status = Literal["loaded", "rows of known classes", "fresh", "other shape", "missing", "unused"]
+KNOWN: Status = "rows of known classes"
 _SHOWN = 5  # names in a message
 
 
@@ -26,6 +27,8 @@ class Weights:
     origin: str  # for messages
     classes: tuple[str, ...] | None = None  # behind the rows of its head, where it says so
     names: tuple[str, ...] | None = None  # and what people call them
+    mean: tuple[float, ...] | None = None  # what its images were normalised by, where that is known
+    std: tuple[float, ...] | None = None
     checkpoint: dict[str, Any] | None = None  # the whole of it, where it is one of ours
 
 
@@ -37,6 +40,7 @@ class Line:
     shape: tuple[int, ...]
     status: Status
     note: str = ""
+    whole: bool = False  # of a head: is each row taken?
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,11 @@ class Receipt:
     def loaded(self) -> frozenset[str]:
         """The names of those that were taken whole."""
         return frozenset(line.name for line in self.lines if line.status == "loaded")
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The names of those of which no number is random."""
+        return self.loaded | {line.name for line in self.lines if line.status == KNOWN and line.whole}
 
     def summary(self) -> str:
         counts = Counter(line.status for line in self.lines)
@@ -120,13 +129,13 @@ class Transfer:
             return Line(name, shape, "missing"), 0
         if of_head and self._config.head == "fresh":
             return Line(name, shape, "fresh"), 0
-        rows = self._rows(len(theirs)) if of_head and mine.ndim else None
+        rows = self._rows(len(theirs)) if of_head and mine.ndim and theirs.ndim else None
         if rows is not None and theirs.shape[1:] == mine.shape[1:]:
             new, old = rows
             mine[new] = theirs[old].to(mine.dtype)
             whole = len(new) == len(mine)
-            status: Status = "loaded" if whole and theirs.shape == mine.shape else "rows of known classes"
-            return Line(name, shape, status, f"{len(new)} of {len(mine)}"), mine[new].numel()
+            status: Status = "loaded" if whole and theirs.shape == mine.shape else KNOWN
+            return Line(name, shape, status, f"{len(new)} of {len(mine)}", whole), mine[new].numel()
         if theirs.shape != mine.shape:
             return Line(name, shape, "other shape", f"{_spell(theirs.shape)} there, {_spell(shape)} here"), 0
         mine.copy_(theirs)
@@ -158,17 +167,22 @@ class Transfer:
         return list(old_of), list(old_of.values())
 
     def _renamed(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        theirs = self._weights.tensors
         if self._config.match == "order":
             return self._in_order(mine)
-        for old, new in self._config.rename.items():
-            found = [name for name in theirs if name == old or name.startswith(f"{old}.")]
-            if not found:
-                parts = {".".join(name.split(".")[:i]) for name in theirs for i in range(1, name.count(".") + 2)}
-                near = did_you_mean(old, sorted(parts))
-                raise ConfigError(f"transfer.rename: {self._weights.origin} has no tensor {old}{near}")
-            theirs = {new + name.removeprefix(old) if name in found else name: each for name, each in theirs.items()}
-        return dict(theirs)
+        theirs, rename = self._weights.tensors, self._config.rename
+        parts = {".".join(name.split(".")[:i]) for name in theirs for i in range(1, name.count(".") + 2)}
+        if unknown := [old for old in rename if old not in parts]:
+            near = did_you_mean(unknown[0], sorted(parts))
+            raise ConfigError(f"transfer.rename: {self._weights.origin} has no tensor {unknown[0]}{near}")
+        made: dict[str, Tensor] = {}
+        for name, tensor in theirs.items():
+            fitting = [old for old in rename if name == old or name.startswith(f"{old}.")]
+            old = max(fitting, key=len, default="")
+            new = rename[old] + name.removeprefix(old) if old else name
+            if new in made:
+                raise ConfigError(f"transfer.rename: two tensors of {self._weights.origin} would be {new}; rename both")
+            made[new] = tensor
+        return made
 
     def _in_order(self, mine: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The file's tensors under the network's names, one after the other."""

@@ -32,7 +32,7 @@ from tinyexp.config import (
 )
 from tinyexp.errors import ConfigError, did_you_mean
 from tinyexp.plainfile import read
-from tinyexp.typed import Rule, parse, typed
+from tinyexp.typed import Rule, parse, require, typed
 
 OWN = {
     "train": TrainConfig,
@@ -88,6 +88,8 @@ def validate(
     for component in components.values():
         _check_types(component, folders)
     own: dict[str, Any] = {group: parse(kind, mapping(plain[group], group), group) for group, kind in OWN.items()}
+    begin, epochs = own["transfer"].unfreeze_at, own["train"].epochs
+    require(begin is None or begin < epochs, "transfer.unfreeze_at", f"below train.epochs={epochs}", begin)
     return Config(
         **components,
         **own,

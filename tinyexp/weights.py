@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyexp.checkpoint import check_ours, plain, read_checked, weights_to_use
@@ -48,6 +49,8 @@ def of_checkpoint(checkpoint: dict[str, Any], origin: str) -> Weights:
         origin=origin,
         classes=classes,
         names=tuple(checkpoint["data"].get("names", classes)),
+        mean=tuple(checkpoint["data"]["mean"]),
+        std=tuple(checkpoint["data"]["std"]),
         checkpoint=checkpoint,
     )
 
@@ -75,15 +78,28 @@ def _read_safetensors(path: Path) -> Weights:
     except (SafetensorError, ValueError, KeyError) as error:
         raise IntegrityError(f"{path} is damaged or no safetensors file: {error}") from error
     classes, names = (_names(about.get(key)) if "tinyexp" in about else None for key in ("classes", "names"))
-    return Weights(tensors=_bare(_state_dict(tensors, path)), origin=str(path), classes=classes, names=names)
+    mean, std = (_numbers(about.get(key)) if "tinyexp" in about else None for key in ("mean", "std"))
+    found = _bare(_state_dict(tensors, path))
+    return Weights(tensors=found, origin=str(path), classes=classes, names=names, mean=mean, std=std)
 
 
 def _names(text: str | None) -> tuple[str, ...] | None:
     """A list of names as JSON."""
     try:
-        return tuple(map(str, json.loads(text or "")))
-    except (ValueError, TypeError):
+        names = json.loads(text or "")
+    except (ValueError, RecursionError):
         return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    """A list of numbers as JSON."""
+    try:
+        numbers = json.loads(text or "")
+    except (ValueError, RecursionError):
+        return None
+    plain_ones = isinstance(numbers, list) and all(isinstance(number, (int, float)) for number in numbers)
+    return tuple(numbers) if plain_ones else None
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -92,11 +108,21 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
         for inside in (*(content.get(key) for key in _INSIDE), content):
             tensors = {key: value for key, value in _items(inside) if isinstance(value, Tensor)}
             if tensors:
+                _check_tensors(tensors, path)
                 return tensors
     raise ConfigError(
         f"{path} has no state dict: it must be one, or have one under {', '.join(_INSIDE)}, "
         f"got {sorted(map(str, content))[:5] if isinstance(content, dict) else type(content).__name__}"
     )
+
+
+def _check_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raises ConfigError for what is no plain tensor of real numbers."""
+    for name, tensor in tensors.items():
+        plain_one = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+        if not plain_one or tensor.is_complex():
+            kind = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            raise ConfigError(f"{path}: {name} must be a plain tensor of real numbers, got {kind}: save it as one")
 
 
 def _items(value: Any) -> list[tuple[str, Any]]:

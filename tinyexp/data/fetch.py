@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 
 from tinyexp.config import LoaderConfig
 from tinyexp.data import mix
+from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.plan import Plan
 from tinyexp.data.source import Source, fingerprint
+from tinyexp.data.store import StoredSplit, store_key
 from tinyexp.data.transform import Transform
 
 Key = tuple[int, int]  # (epoch, step) in train; (-1, batch) in val
@@ -65,10 +67,10 @@ class Fetcher(Dataset[Arrays]):
 
     def identity(self, phase: str) -> str:
         split = self._train if phase == "train" else self._val
-        place = str(
-            getattr(split, "folder", getattr(split, "identity", ""))
-        )  # a store's folder is named by its content
-        return fingerprint(place, len(split.labels), self._left_out)
+        key = ""
+        if isinstance(split, (StoredSplit, FileSplit)):
+            key = split.folder.name if isinstance(split, StoredSplit) else store_key(split)
+        return fingerprint(key, len(split.labels), self._left_out)
 
     def _fetch(self, index: NDArray[np.int64], epoch: int) -> NDArray[np.uint8]:
         return self._transform.train(self._train.fetch(index), index, epoch)

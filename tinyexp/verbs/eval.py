@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,11 @@ def _config(weights: Weights, overrides: list[str]) -> Config:
                 f"{weights.origin} has weights alone, and eval needs to know of what network and data: "
                 f"give {' '.join(f'{slot}=...' for slot in lacking)} ({offered})"
             )
-        return compose(overrides)
+        config = compose(overrides)
+        if weights.mean and weights.std and not given & {"dataset.mean", "dataset.std", "dataset.normalize"}:
+            loader = replace(config.loader, normalize="given", mean=weights.mean, std=weights.std)
+            return replace(config, loader=loader)
+        return config
     return config_of(weights.checkpoint, overrides, "eval")
 
 
@@ -106,8 +110,8 @@ def _score(weights: Weights, config: Config, out: Path | None) -> Scores:
         with Data(source, config, dist) as data:
             if weights.classes is not None and data.classes != weights.classes:
                 raise ConfigError(
-                    f"{weights.origin} knows the classes {list(weights.classes)}, "
-                    f"and the data set has {list(data.classes)}"
+                    f"{weights.origin} knows {len(weights.classes)} classes ({', '.join(weights.classes[:20])}), "
+                    f"and the data set has {len(data.classes)} ({', '.join(data.classes[:20])})"
                 )
             network = _network(weights, config, data, dist)
             scored = assessor.watch(score_batches(network, data.val(), dist))

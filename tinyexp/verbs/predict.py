@@ -50,6 +50,9 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
         raise ConfigError("predict takes a checkpoint and then what to label: a folder, images or val, got no second")
     if _VAL in images and len(images) > 1:
         raise ConfigError(f"val is the whole of the data set's val (a folder of that name is ./val), got {images}")
+    out = options.get("out")
+    if out is not None and (not out.endswith(".csv") or Path(out).is_dir()):
+        raise ConfigError(f"--out must name a CSV file, as predictions.csv, got {out!r}")
     topk, limit = _number(options, "topk") or TOPK, _number(options, "limit")
     check_run(checkpoint_path, overrides)
     checkpoint, origin = read_trained(checkpoint_path)
@@ -64,7 +67,7 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
             labelled = _val(predictor, config, limit, topk)
         else:
             labelled = Labelled(found=predictor.files(files, topk), count=len(files))
-        _write(options.get("out"), labelled, predictor, topk)
+        _write(out, labelled, predictor, topk)
 
 
 def _number(options: dict[str, str], name: str) -> int | None:
@@ -82,7 +85,8 @@ def _val(predictor: Predictor, config: Config, limit: int | None, topk: int) -> 
     source = list_source(config, fetch=True)
     if source.classes != predictor.classes:
         raise ConfigError(
-            f"the checkpoint knows the classes {list(predictor.classes)}, and the data set has {list(source.classes)}"
+            f"the checkpoint knows {len(predictor.classes)} classes ({', '.join(predictor.classes[:5])} ...), and the "
+            f"data set has {len(source.classes)} others ({', '.join(source.classes[:5])} ...)"
         )
     true = [source.classes[label] for label in source.val.labels[:limit].tolist()]
     if isinstance(source.val, FileSplit):

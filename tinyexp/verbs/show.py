@@ -96,7 +96,7 @@ def _trained(checkpoint: dict[str, Any], parameters: Set[str]) -> dict[str, str]
     """For each tensor whether training changes it: yes, no, from an epoch on, or - for a buffer."""
     state, transfer = checkpoint["state"], checkpoint["config"].get("transfer")
     begin = transfer.get("unfreeze_at") if isinstance(transfer, Mapping) else None
-    frozen = dict.fromkeys(state.get("frozen") or (), "no" if begin is None else f"from epoch {begin}")
+    frozen = dict.fromkeys(state.get("frozen") or (), "no" if begin is None else f"from epoch {begin + 1}")
     return {name: frozen.get(name, "yes") if name in parameters else "-" for name in state["model"]}
 
 
