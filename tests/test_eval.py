@@ -107,7 +107,7 @@ def test_foreign_weights_of_other_classes(run: Path, tmp_path: Path, capsys: pyt
     checkpoint = load(run / "checkpoints/best.pt")
     checkpoint["data"]["classes"][3] = "three"
     torch.save(checkpoint, path := tmp_path / "other.pt")
-    assert "knows the classes ['0', '1'" in told(capsys, path, f"--out={tmp_path}/out", code=2)[0]
+    assert "knows 10 classes (0, 1" in told(capsys, path, f"--out={tmp_path}/out", code=2)[0]
     assert not (tmp_path / "out").exists()
 
 

@@ -199,7 +199,7 @@ def test_backbone_without_a_head_says_what_would_do() -> None:
 
 def test_a_backbone_of_random_weights_is_not_frozen() -> None:
     """Of fc3, which is before the head and of another shape, nothing was loaded."""
-    with pytest.raises(ConfigError, match=r"transfer.freeze=backbone .*fc3"):
+    with pytest.raises(ConfigError, match=r"transfer.freeze=backbone: .*fc3"):
         begin("transfer.freeze=backbone", "model=lenet6", tensors=dict(LeNet5().state_dict()))
 
 

@@ -211,7 +211,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty has no image \(\.jpg"):
         list_images(str(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match="nowhere is not there: predict takes a folder"):
+    with pytest.raises(ConfigError, match="nowhere is not there"):
         list_images(str(tmp_path / "nowhere"))
 
 
@@ -270,7 +270,7 @@ def test_what_people_call_a_class(digits: Path, tmp_path: Path, capsys: pytest.C
         (["val", "--topk=0"], "--topk must be a whole number, at least 1, got '0'"),
         (["val", "--limit=some"], "--limit must be a whole number, at least 1, got 'some'"),
         (["val", "other"], "val is the whole of the data set's val"),
-        ([], "predict takes a checkpoint and then what to label"),
+        ([], "predict takes two paths or more, got 1"),
         (["nowhere"], "nowhere is not there"),
         (["val", "hw.procs=2"], "predict is one process"),
         (["val", "dataset.std=[1]"], "dataset.std changes nothing in predict"),

@@ -136,7 +136,7 @@ def test_what_is_frozen_is_told(run: Path, show: Show, tmp_path: Path) -> None:
         content["config"]["transfer"] = {**content["config"].get("transfer", {}), "freeze": frozen, "unfreeze_at": 5}
 
     out = show(changed(run, tmp_path / "b.pt", thaw))
-    assert re.search(r"^conv1\.bias .* from epoch 5 ", out, re.MULTILINE)
+    assert re.search(r"^conv1\.bias .* from epoch 6 ", out, re.MULTILINE)
     assert line(out, "parameters") == "61,706, all trained"
 
     path = changed(run, tmp_path / "c.pt", lambda content: content["state"].pop("frozen", None))

@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from tinyexp.__main__ import main
 from tinyexp.checkpoint import load
+from tinyexp.compose import compose
 from tinyexp.data.imagenet import imagenet_ids, imagenet_names
 from tinyexp.errors import ConfigError
 from tinyexp.models.lenet import LeNet5, LeNet6
 from tinyexp.transfer import Receipt, Transfer, Weights, same_classes
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of LeNet5 on digits."""
+    return train(tmp_path_factory.mktemp("first") / "run", "train.epochs=1", "train.limit_batches=2")
+
 
 DIGITS = tuple(str(digit) for digit in range(10))
 
@@ -108,6 +116,57 @@ def test_rename_maps_names_and_prefixes() -> None:
 def test_a_prefix_is_whole_parts_of_a_name() -> None:
     with pytest.raises(ConfigError, match="FILE has no tensor con; did you mean conv"):
         take(LeNet5(), copies(LeNet5()), rename={"con": "conv1"})
+
+
+def test_rename_may_swap_and_the_longest_prefix_counts() -> None:
+    source = copies(LeNet5())
+    swapped = {
+        name.replace("fc2", "x").replace("fc1", "fc2").replace("x", "fc1"): each for name, each in source.items()
+    }
+    new = LeNet5()
+    assert len(take(new, swapped, rename={"fc1": "fc2", "fc2": "fc1"}).loaded) == 10
+    torch.testing.assert_close(new.fc1.weight, source["fc1.weight"], rtol=0, atol=0)
+    receipt = take(LeNet5(), source, rename={"fc1": "gone", "fc1.bias": "fc1.bias"})
+    assert statuses(receipt)["fc1.weight"] == "missing"
+    assert "fc1.bias" in receipt.loaded
+
+
+def test_two_tensors_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"two tensors of FILE would be conv2.weight; rename both"):
+        take(LeNet5(), copies(LeNet5()), rename={"conv1": "conv2"})
+
+
+def test_rename_is_given_on_the_command_line() -> None:
+    assert compose(["transfer.rename={backbone: encoder, fc: head}"]).transfer.rename == {
+        "backbone": "encoder",
+        "fc": "head",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("transfer.freeze=backbone", "would keep random weights as they are"),
+        ("transfer=frozen transfer.scratch=true model.weights=x.pt", "would keep random weights as they are"),
+        ("init_from=FIRST model.weights=FIRST", "init_from and model.weights are both"),
+        ("init_from=FIRST transfer.head=fresh", "are for model.weights"),
+        ("model.weights=FIRST transfer.match=order transfer.rename.a=b", "two ways to the same"),
+        ("model.weights=FIRST transfer=frozen transfer.unfreeze_at=20", "must be below train.epochs=20, got 20"),
+        ("transfer.unfreeze_at=2", "must be null where nothing is frozen"),
+        ("model=lenet6 model.weights=FIRST transfer=frozen", "fc3.weight (other shape)"),
+    ],
+)
+def test_what_contradicts_itself_is_told(
+    words: str, told: str, first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*LEAN, f"run.dir={tmp_path}/run", *words.replace("FIRST", str(first)).split()]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_another_normalisation_is_told(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [f"model.weights={first}", "dataset.mean=[0.9]", "train.epochs=1", "train.limit_batches=1"]
+    assert main([*LEAN, f"run.dir={tmp_path}/run", *words]) == 0
+    assert "was made with dataset.mean=[0.306]" in capsys.readouterr().out
 
 
 def test_by_order_names_are_no_matter() -> None:

@@ -150,9 +150,10 @@ def plain(content: bytes, origin: str) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises as many kinds as pickle does
         named = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global) (\S+)", str(error))
-        more = f" ({next(filter(None, named.groups()))})" if named else ""
-        cure = "save the network's state_dict() alone"
-        raise IntegrityError(f"{origin} has more than tensors and plain values{more}, or is damaged: {cure}") from error
+        told = (
+            f"it names {next(filter(None, named.groups()))}: save a state_dict() alone" if named else "it is not whole"
+        )
+        raise IntegrityError(f"{origin} cannot be loaded as tensors and plain values: {told}") from error
 
 
 def check_ours(checkpoint: Any, origin: str) -> dict[str, Any]:

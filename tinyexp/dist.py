@@ -154,9 +154,9 @@ class Group(Dist):
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         # batch-norm that is frozen has nothing to tell
         buffers = any(list(module.buffers(recurse=False)) and _is_trained(module) for module in model.modules())
-        return DistributedDataParallel(
-            model, device_ids=device_ids, gradient_as_bucket_view=True, broadcast_buffers=buffers
-        )
+        replica = DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+        replica.broadcast_buffers = buffers  # the argument is deprecated
+        return replica
 
     def _on_wire(self, tensor: Tensor) -> Tensor:
         """Where the backend can take it: NCCL its own device, gloo the CPU alone."""

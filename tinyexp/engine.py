@@ -25,7 +25,7 @@ from tinyexp.errors import IntegrityError, NonFiniteError
 from tinyexp.freezing import Frozen
 from tinyexp.metrics import EvalSums, RunningScores, Scores, Sums
 from tinyexp.network import Network
-from tinyexp.optim import Grouping, build_optimizer
+from tinyexp.optim import Grouping, build_optimizer, check_rates
 from tinyexp.schedule import Schedule, build_schedule
 from tinyexp.start import Begun, Start, begin
 
@@ -61,7 +61,9 @@ class TrainState:
         torch.use_deterministic_algorithms(config.train.deterministic)
         begun = begun or begin(config, data, data.names, dist, Start())
         bare, frozen = begun.network, begun.frozen
-        grouping = Grouping(bare.head, config.transfer.backbone_lr_scale, frozen.never_trained(bare.model))
+        grouping = Grouping(
+            bare.head, config.transfer.backbone_lr_scale, frozen.until is not None, frozen.never_trained(bare.model)
+        )
         optimizer = build_optimizer(config.optim, bare.model, config.trust, grouping)
         schedule = build_schedule(
             config.scheduler,
@@ -70,6 +72,7 @@ class TrainState:
             steps_per_epoch=data.steps_per_epoch,
             trust=config.trust,
         )
+        check_rates(optimizer, grouping, config.scheduler.target)
         state = TrainState(
             network=bare,
             replica=bare.model,

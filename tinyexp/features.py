@@ -57,12 +57,16 @@ def run_once(begun: Begun, data: Data, config: Config, dist: Dist) -> tuple[Begu
         _log.info("the frozen part runs over the images in each epoch: %s", why)
         return begun, data
     maker = _Maker(begun.network, tail, data, config)
-    with _all_cores():
-        train = [maker.of_train(view, images) for view in range(config.transfer.views or 1)]
+    with _all_cores(config):
+        train = [maker.of_train(view, images) for view in range(min(config.transfer.views or 1, config.train.epochs))]
         val = maker.of_val()
     dist.gather("features")  # which may take longer than a collective waits
     _tell([*train, val], config.train.epochs)
-    fed = replace(begun.network, tail=tail, normalize=functools.partial(_as_fed, begun.network.traits.device))
+    fed = replace(
+        begun.network,
+        tail=tail,
+        normalize=functools.partial(_as_fed, begun.network.traits.device, getattr(torch, val.about["dtype"])),
+    )
     return replace(begun, network=fed.of(fed.model)), data.fed_by(train, val)
 
 
@@ -120,7 +124,7 @@ class _Maker:
 
         def make() -> Iterator[Tensor]:
             normalize = Normalizer(self._data.mean, self._data.std, plan)
-            quick = folded(replace(self._network, traits=plan, normalize=normalize), tried)
+            quick = folded(replace(self._network, traits=plan, normalize=normalize), tried, self._tail)
             quick.model.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
             return self._run(quick, "train", epoch)
 
@@ -220,18 +224,19 @@ def _sources(model: nn.Module, target: str) -> set[str]:
 
 
 @contextmanager
-def _all_cores() -> Iterator[None]:
-    """One process of a machine makes the features, and the others wait."""
+def _all_cores(config: Config) -> Iterator[None]:
+    """One process of a machine makes the features, and the others wait; hw.threads is the user's word."""
     before = torch.get_num_threads()
-    torch.set_num_threads(max(before, available_cores()))
+    if config.hw.threads is None:
+        torch.set_num_threads(max(before, available_cores()))
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _as_fed(device: torch.device, features: Tensor) -> Tensor:
-    return features.to(device).float()
+def _as_fed(device: torch.device, dtype: torch.dtype, features: Tensor) -> Tensor:
+    return features.to(device, dtype)
 
 
 def _tell(kept: list[Kept], epochs: int) -> None:

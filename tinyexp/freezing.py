@@ -61,7 +61,7 @@ def find_frozen(config: TransferConfig, model: nn.Module, head: str, loaded: Set
     """
     if config.freeze == "none":
         return Frozen()
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, each in model.named_parameters() if each.requires_grad]
     frozen = frozenset(_matching(config.freeze, names, head, loaded))
     if len(frozen) == len(names):
         raise ConfigError(f"transfer.freeze={_spell(config.freeze)} leaves nothing to train")

@@ -22,8 +22,10 @@ def find_head(model: nn.Module, num_classes: int, call: Callable[[], Tensor]) ->
 
         return seen
 
-    layers = [(name, module) for name, module in model.named_modules() if name and not list(module.children())]
-    hooks = [module.register_forward_hook(watch(name)) for name, module in layers if list(module.parameters())]
+    layers = [(name, module) for name, module in model.named_modules() if name]
+    hooks = [
+        module.register_forward_hook(watch(name)) for name, module in layers if list(module.parameters(recurse=False))
+    ]
     try:
         logits = call()
     finally:

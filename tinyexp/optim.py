@@ -20,6 +20,7 @@ class Grouping:
 
     head: str = ""  # the name of the layer
     backbone_lr_scale: float = 1.0
+    late: bool = False  # do some parameters begin to train later?
     left_out: Set[str] | None = None  # parameters that training never changes; None: those without requires_grad
 
 
@@ -67,7 +68,18 @@ def build_optimizer(
     lr = component.arguments.get("lr")
     groups = param_groups(model, grouping or Grouping(), lr if isinstance(lr, (int, float)) else None)
     other_way = any(component.arguments.get(key) is not None for key in ("foreach", "differentiable"))
-    fused = {"fused": True} if takes(target, "fused") and not other_way else {}
+    late = grouping is not None and grouping.late  # torch's fused SGD has no room for momentum that begins later
+    fused = {"fused": True} if takes(target, "fused") and not other_way and not late else {}
     optimizer = build(component, trust, groups, **fused)
     assert isinstance(optimizer, torch.optim.Optimizer)
     return optimizer
+
+
+def check_rates(optimizer: torch.optim.Optimizer, grouping: Grouping, scheduler: str) -> None:
+    """Raises ConfigError where a schedule has given the backbone the head's learning rate."""
+    rates = {group.get("initial_lr", group["lr"]) for group in optimizer.param_groups}
+    if grouping.backbone_lr_scale != 1 and len(optimizer.param_groups) == 2 and len(rates) == 1:
+        raise ConfigError(
+            f"transfer.backbone_lr_scale={grouping.backbone_lr_scale:g}: {scheduler} sets learning rates of its own; "
+            "take another scheduler"
+        )

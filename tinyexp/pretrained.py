@@ -52,7 +52,10 @@ def find_weights(config: Config) -> Weights | None:
 def _of_torchvision(model: str, name: str) -> Weights:
     import torchvision
 
-    offered = {each.name: each for each in torchvision.models.get_model_weights(model)}
+    try:
+        offered = {each.name: each for each in torchvision.models.get_model_weights(model)}
+    except ValueError:  # a class, which is no network by itself
+        offered = {}
     if not offered:
         raise ConfigError(f"model.weights={name}: torchvision has no weights of {model}; give a file")
     chosen = next(iter(offered.values())).__class__.DEFAULT if name == "DEFAULT" else offered.get(name)
@@ -84,10 +87,10 @@ def _fetched(url: str) -> Path:
     file = url.rpartition("/")[2]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         digits = re.search(r"-([0-9a-f]{8,})\.", file)
         _log.info("fetching %s into %s", url, path.parent)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(
                 url, str(path), digits.group(1) if digits else None, progress=sys.stderr.isatty()
             )

@@ -111,7 +111,7 @@ class RunDirectory:
 
     def preview(self, data: Data) -> None:
         """The first images that training sees. Raises as written_aside."""
-        write_preview(self.path / "preview.png", next(data.train(0)), data.names)
+        write_preview(self.path / "preview.png", data.first_step(), data.names)
         _log.info("%s shows the first augmented train images", self.path / "preview.png")
 
     def _set_aside_later_best(self, step: int) -> None:

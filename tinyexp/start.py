@@ -72,19 +72,23 @@ def begin(config: Config, data: Seen, names: tuple[str, ...], dist: Dist, start:
             loaded = receipt.known
         frozen = find_frozen(config.transfer, network.model, network.head, loaded)
         if start.weights:
-            _check(start.weights, receipt, frozen, data)
+            _check(start.weights, receipt, frozen, data, config.transfer.freeze)
     frozen.apply(network.model, start.epoch)
     return Begun(network=network, frozen=frozen, start=start, receipt=receipt)
 
 
-def _check(weights: Weights, receipt: Receipt | None, frozen: Frozen, data: Seen) -> None:
+def _check(
+    weights: Weights, receipt: Receipt | None, frozen: Frozen, data: Seen, freeze: str | tuple[str, ...]
+) -> None:
     """Raises ConfigError where random tensors would be frozen for ever; warns of what is likely a mistake."""
     random = [line for line in receipt.lines if line.name in frozen.names - receipt.known] if receipt else []
     if random:
         told = ", ".join(f"{line.name} ({line.status})" for line in random[:3])
         rule = f"{len(random)} tensors that {weights.origin} does not have would be kept at random values: {told}"
         if frozen.until is None:
-            raise ConfigError(f"transfer.freeze: {rule}; take transfer.freeze=loaded, transfer.rename or another file")
+            raise ConfigError(
+                f"transfer.freeze={freeze}: {rule}; take transfer.freeze=loaded, transfer.rename or another file"
+            )
         _log.warning("until transfer.unfreeze_at, %s", rule)
     for name, theirs, mine in (("mean", weights.mean, data.mean), ("std", weights.std, data.std)):
         if theirs and (len(theirs) != len(mine) or max(abs(a - b) for a, b in zip(theirs, mine, strict=True)) > 0.02):

@@ -53,8 +53,16 @@ def _proven(network: Network, name: str, images: Tensor) -> bool:
     with torch.autocast(
         network.traits.device.type, network.traits.autocast, enabled=network.traits.autocast is not None
     ):
-        again = tail(fed[0].float()).float()
+        again = tail(fed[0]).float()
     tail.load_state_dict(state)
+    modes = {module: module.training for module in network.model.modules()}
+    network.model.eval()
+    _, kept = features_of(network, tail, images)
+    for module, mode in modes.items():
+        module.training = mode
+    scale = float(fed[0].abs().max())
+    if not torch.allclose(kept[0].float(), fed[0].float(), rtol=0, atol=_TOLERANCE * scale):
+        return False  # something before it draws at random, or has statistics of its own
     return again.shape == logits.shape and torch.allclose(
         again, logits, rtol=0, atol=_TOLERANCE * max(1.0, float(logits.abs().max()))
     )
@@ -75,14 +83,14 @@ def features_of(network: Network, tail: nn.Module, images: Tensor) -> tuple[Tens
 
 
 @torch.no_grad()
-def folded(network: Network, images: Tensor) -> Network:
+def folded(network: Network, images: Tensor, tail: str) -> Network:
     """A copy for inference alone, each batch-norm that follows a convolution taken into its weights.
 
     Pairs are found by watching it run on these images, and kept where its logits stay the same; else as it is.
     """
     made = network.of(copy.deepcopy(network.model).eval())
-    before = made(images)
-    pairs = _pairs(made, images)
+    _, (before,) = features_of(made, made.model.get_submodule(tail), images)
+    pairs = [pair for pair in _pairs(made, images) if not f"{pair[1]}.".startswith(f"{tail}.")]
     for convolution, _, norm in pairs:
         convolution.weight, convolution.bias = torch.nn.utils.fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
@@ -90,7 +98,8 @@ def folded(network: Network, images: Tensor) -> Network:
     for _, name, norm in pairs:
         parent, _, leaf = name.rpartition(".")
         setattr(made.model.get_submodule(parent), leaf, nn.Sequential(*norm.children()))  # some carry an activation
-    same = torch.allclose(made(images), before, rtol=0, atol=100 * _TOLERANCE * max(1.0, float(before.abs().max())))
+    _, (after,) = features_of(made, made.model.get_submodule(tail), images)
+    same = torch.allclose(after, before, rtol=0, atol=100 * _TOLERANCE * float(before.abs().max()))
     return made if same else network.of(copy.deepcopy(network.model).eval())
 
 

@@ -98,6 +98,10 @@ class Data:
         for images, labels, index in self._fetch([(-1, batch) for batch in range(self.val_batches)]):
             yield Batch(images=images, labels=labels, index=index, slot=0, total=len(labels))
 
+    def first_step(self) -> list[Batch]:
+        """This rank's micro-batches of the first step, as images whatever training is fed."""
+        return self._plan.micro_batches(0, *self._images[0, 0])
+
     def images(self, phase: str, epoch: int | None = None) -> Iterator[Tensor]:
         """All uint8 images of train or val in their order, in batches of train.eval_batch_size.
 

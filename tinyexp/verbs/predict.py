@@ -23,7 +23,7 @@ from tinyexp.data.filesplit import FileSplit
 from tinyexp.data.progress import bar
 from tinyexp.data.source import list_source
 from tinyexp.dist import process_group
-from tinyexp.errors import ConfigError, TinyexpError
+from tinyexp.errors import ConfigError, DataError, TinyexpError
 from tinyexp.files import refusal, written_aside
 from tinyexp.launch import is_wanted
 from tinyexp.predictor import TOPK, Failure, Prediction, Predictor, list_images
@@ -46,8 +46,6 @@ class Labelled:
 def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> None:
     """Raises ConfigError, DataError or IntegrityError where nothing can be predicted at all."""
     checkpoint_path, *images = paths
-    if not images:
-        raise ConfigError("predict takes a checkpoint and then what to label: a folder, images or val, got no second")
     if _VAL in images and len(images) > 1:
         raise ConfigError(f"val is the whole of the data set's val (a folder of that name is ./val), got {images}")
     out = options.get("out")
@@ -143,6 +141,8 @@ def _rows(file: IO[str], labelled: Labelled, predictor: Predictor, topk: int, sh
         writer.writerow([each.path, *cells, *([] if true is None else [true[number]]), *[name] * named])
         show(number + 1, labelled.count)
     done = labelled.count - failed
+    if not done:
+        raise DataError(f"none of {labelled.count} images could be decoded")
     top1 = f", top1 {right / max(1, done):.4f}" if true is not None else ""
     return f"{done} images labelled{top1}, {failed} could not be decoded"
 
