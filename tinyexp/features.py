@@ -35,6 +35,7 @@ from tinyexp.start import Begun
 from tinyexp.tail import features_of, find_tail, folded
 
 _VERSION = 1  # of the files below
+_PIXELS = 1_600_000  # of a batch on the CPU, 32 images of 224 px: larger maps leave the cache, and take twice as long
 _TRIED = 4  # images on which the tail and the folding are proven
 _log = logging.getLogger(__name__)
 
@@ -126,22 +127,24 @@ class _Maker:
             normalize = Normalizer(self._data.mean, self._data.std, plan)
             quick = folded(replace(self._network, traits=plan, normalize=normalize), tried, self._tail)
             quick.model.to(memory_format=torch.channels_last if plan.channels_last else torch.contiguous_format)
-            return self._run(quick, "train", epoch)
+            height, width = self._data.image_shape[1:]
+            size = max(8, _PIXELS // (height * width)) if traits.device.type == "cpu" else None
+            return self._run(quick, self._data.images("train", epoch, size))
 
         return self._kept("train", f"folded, {plan.autocast}, view {epoch}", make)
 
     def of_val(self) -> Kept:
         """As `eval` will run it, so that it comes to the same scores."""
         how = f"{self._network.traits.autocast}, {self._config.train.eval_batch_size}"
-        return self._kept("val", how, lambda: self._run(self._network, "val", None))
+        return self._kept("val", how, lambda: self._run(self._network, self._data.images("val")))
 
     @torch.no_grad()
-    def _run(self, network: Network, phase: str, epoch: int | None) -> Iterator[Tensor]:
+    def _run(self, network: Network, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """What the tail is fed for each batch of images, on the CPU."""
         network.model.eval()
         tail = network.model.get_submodule(self._tail)
-        for images in self._data.images(phase, epoch):
-            ((_, (features,)),) = [features_of(network, tail, images)]
+        for images in batches:
+            _, (features,) = features_of(network, tail, images)
             yield features.cpu()
 
     def _kept(self, phase: str, how: str, make: Any) -> Kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,10 +87,12 @@ def features_of(network: Network, tail: nn.Module, images: Tensor) -> tuple[Tens
 def folded(network: Network, images: Tensor, tail: str) -> Network:
     """A copy for inference alone, each batch-norm that follows a convolution taken into its weights.
 
-    Pairs are found by watching it run on these images, and kept where its logits stay the same; else as it is.
+    Pairs are found by watching it run on these images, and kept where the tail is fed the same, which is tried in fp32;
+    else it is as it was.
     """
     made = network.of(copy.deepcopy(network.model).eval())
-    _, (before,) = features_of(made, made.model.get_submodule(tail), images)
+    exact = replace(made, traits=replace(made.traits, autocast=None))
+    _, (before,) = features_of(exact, made.model.get_submodule(tail), images)
     pairs = [pair for pair in _pairs(made, images) if not f"{pair[1]}.".startswith(f"{tail}.")]
     for convolution, _, norm in pairs:
         convolution.weight, convolution.bias = torch.nn.utils.fuse_conv_bn_weights(
@@ -98,8 +101,8 @@ def folded(network: Network, images: Tensor, tail: str) -> Network:
     for _, name, norm in pairs:
         parent, _, leaf = name.rpartition(".")
         setattr(made.model.get_submodule(parent), leaf, nn.Sequential(*norm.children()))  # some carry an activation
-    _, (after,) = features_of(made, made.model.get_submodule(tail), images)
-    same = torch.allclose(after, before, rtol=0, atol=100 * _TOLERANCE * float(before.abs().max()))
+    _, (after,) = features_of(exact, made.model.get_submodule(tail), images)
+    same = torch.allclose(after, before, rtol=0, atol=_TOLERANCE * float(before.abs().max()))
     return made if same else network.of(copy.deepcopy(network.model).eval())
 
 

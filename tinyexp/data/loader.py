@@ -102,12 +102,12 @@ class Data:
         """This rank's micro-batches of the first step, as images whatever training is fed."""
         return self._plan.micro_batches(0, *self._images[0, 0])
 
-    def images(self, phase: str, epoch: int | None = None) -> Iterator[Tensor]:
-        """All uint8 images of train or val in their order, in batches of train.eval_batch_size.
+    def images(self, phase: str, epoch: int | None = None, size: int | None = None) -> Iterator[Tensor]:
+        """All uint8 images of train or val in their order, in batches of `size` or train.eval_batch_size.
 
         As val would see them, or of train as they are augmented in `epoch`.
         """
-        count, size = (self.num_train if phase == "train" else self.num_val), self._eval_batch_size
+        count, size = (self.num_train if phase == "train" else self.num_val), size or self._eval_batch_size
         for begin in range(0, count, size):
             yield self._images.images(phase, np.arange(begin, min(begin + size, count)), epoch)
 
