@@ -107,7 +107,8 @@ def test_eval_prints_the_scores(finished: Path, capsys: pytest.CaptureFixture[st
     for path in (finished, finished / "checkpoints" / "best.pt"):
         assert main(["eval", str(path), "hw=cpu", "train.limit_batches=null"]) == 0
         out, err = capsys.readouterr()
-        assert re.fullmatch(r"val loss \d\.\d{4} top1 [01]\.\d{4} top5 [01]\.\d{4} \(360 images\)\n", out)
+        first = out.splitlines()[0]
+        assert re.fullmatch(r"val loss \d\.\d{4} top1 [01]\.\d{4} top5 [01]\.\d{4} \(360 images\)", first)
         assert err == ""
 
 
@@ -115,7 +116,7 @@ def test_eval_says_what_the_run_logged(finished: Path, capsys: pytest.CaptureFix
     assert main(["eval", str(finished), "hw.threads=1"]) == 0
     best = max(rows(finished, "val"), key=lambda row: (row["top1"], -row["loss"]))
     scores = f"val loss {best['loss']:.4f} top1 {best['top1']:.4f} top5 {best['top5']:.4f}"
-    assert capsys.readouterr().out == f"{scores} (360 images)\n"
+    assert capsys.readouterr().out.splitlines()[0] == f"{scores} (360 images)"
 
 
 def test_show_lists_what_a_checkpoint_holds(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

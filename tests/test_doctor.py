@@ -443,7 +443,8 @@ def test_images_that_are_not_decoded_yet(capsys: pytest.CaptureFixture[str], hom
     over = asked(capsys, *words, *fork)
     assert over["loader"] == ["1 processes a rank, by fork"]  # decoded anew each epoch: there is no store to wait for
     assert "time" in over
-    now, to_come = (float(size) for size in re.findall(r"([\d.]+) MB (?:now|to come)", over["memory"][0]))
+    sizes = re.findall(r"([\d.]+) ([MG])B (?:now|to come)", over["memory"][0])
+    now, to_come = (float(size) * {"M": 1, "G": 1000}[unit] for size, unit in sizes)
     assert to_come < now  # a forked process shares what this one holds
 
 

@@ -247,9 +247,10 @@ def test_after_the_end_an_echo_does_not_end_a_process_that_has_saved(watch: Sign
     assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
 
 
-def test_without_a_signal_the_handlers_of_before_come_back(watch: SignalWatch) -> None:
-    watch.close()
-    assert all(signal.getsignal(number) is not signal.SIG_IGN for number in (signal.SIGTERM, signal.SIGINT))
+def test_without_a_signal_the_handlers_of_before_come_back(left: list[str]) -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    SignalWatch(left.append, echo=0.4).close()
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_without_a_launcher_there_is_no_echo(left: list[str]) -> None:

@@ -67,7 +67,7 @@ def test_every_combination_once_the_last_varying_fastest() -> None:
         ("optim=sgd,adam", ["sgd", "adam"]),
         ("model=glob(res*)", ["resnet18", "resnet50"]),
         ("experiment=glob(fashion*)", ["fashion_lenet5"]),
-        ("transfer=scratch,frozen", ["scratch", "frozen"]),
+        ("transfer=scratch,finetune", ["scratch", "finetune"]),
         ("train.seed=range(1,7,2)", ["1", "3", "5"]),
         ("train.label_smoothing=range(0.0,0.3,0.1)", ["0.0", "0.1", "0.2"]),
         ("train.seed=choice(4,5)", ["4", "5"]),
