@@ -107,7 +107,7 @@ class Run:
             _log.info("%s", "\n".join([begun.receipt.summary(), *begun.receipt.details()]))
             self._directory.receipt(begun.receipt)
         elif start.weights:
-            _log.info("weights taken from %s", start.weights.origin)
+            _log.info("weights taken from %s", self._config.init_from)
         self._directory.begin(state, data, lines)
         self._introduce(state, data)
 
