@@ -224,7 +224,7 @@ def test_an_experiment_changes_groups_and_keys_and_gives_way_to_the_command_line
 
 def test_choices_are_the_files_there_are() -> None:
     listed = choices()
-    assert set(listed) == {"dataset", "model", "optim", "scheduler", "transfer", "hw", "experiment"}
+    assert set(listed) == {"dataset", "model", "optim", "scheduler", "transfer", "hw", "sweep", "experiment"}
     assert listed["optim"] == ["adam", "adamw", "sgd"]
     assert "_loader" not in listed["dataset"]
 

@@ -12,10 +12,11 @@ import pytest
 import yaml
 from helpers import rows, train, write_mnist
 
-from tinyexp.compose import compose, compose_sweep
+from tinyexp.compose import compose
 from tinyexp.config import Config, flatten
 from tinyexp.errors import ConfigError
 from tinyexp.overrides import CONF, choices
+from tinyexp.sweepjobs import plan_sweep
 from tinyexp.words import split, usages
 
 RECIPES = choices()["experiment"]
@@ -67,7 +68,7 @@ def test_its_head_says_what_it_is_and_its_command(name: str) -> None:
     (command,) = [line for line in head if line.startswith("python -m tinyexp")]
     words = split(shlex.split(command)[3:], usages())
     assert f"experiment={name}" in words.overrides
-    (compose_sweep if words.verb == "sweep" else compose)(words.overrides)
+    (plan_sweep if words.verb == "sweep" else compose)(words.overrides)
 
 
 def test_the_three_of_cifar10_differ_in_what_they_take_over() -> None:
@@ -103,7 +104,7 @@ def test_a_frozen_recipe_augments_nothing() -> None:
 
 
 def test_the_comparison_is_of_three_and_everything_is_replaced_from_the_command_line(tmp_path: Path) -> None:
-    jobs = compose_sweep(["experiment=transfer_compare"])
+    jobs = plan_sweep(["experiment=transfer_compare"]).jobs
     assert [job.label for job in jobs] == [{"transfer": kind} for kind in ("scratch", "frozen", "finetune")]
     assert len({str({**job.config.plain, "transfer": None}) for job in jobs}) == 1, "one recipe"
     assert jobs[0].config.sweep.at_epochs == (1, 5, 10)
@@ -112,7 +113,7 @@ def test_the_comparison_is_of_three_and_everything_is_replaced_from_the_command_
     weights.touch()
     words = f"model=timm model.name=tf_efficientnet_lite0 model.weights={weights} transfer.match=order optim=sgd "
     words += "dataset=imagefolder dataset.archive=photos.zip dataset.image_size=96 train.epochs=3 sweep.at_epochs=[3]"
-    jobs = compose_sweep(["experiment=transfer_compare", *words.split()])
+    jobs = plan_sweep(["experiment=transfer_compare", *words.split()]).jobs
     assert [job.label["transfer"] for job in jobs] == ["scratch", "frozen", "finetune"]
     for job in jobs:
         config = job.config
@@ -122,7 +123,7 @@ def test_the_comparison_is_of_three_and_everything_is_replaced_from_the_command_
         assert (config.loader.image_size, config.optim.target) == (96, "torch.optim.SGD")
         assert (config.train.epochs, config.sweep.at_epochs) == (3, (3,))
         assert config.loader.augment.crop is None, "the recipe's, for other data too"
-    two = compose_sweep(["experiment=transfer_compare", "transfer=frozen,finetune", "train.seed=range(2)"])
+    two = plan_sweep(["experiment=transfer_compare", "transfer=frozen,finetune", "train.seed=range(2)"]).jobs
     assert [(job.label["transfer"], job.config.train.seed) for job in two] == [
         (kind, seed) for kind in ("frozen", "finetune") for seed in range(2)
     ]

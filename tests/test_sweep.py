@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from helpers import LEAN, rows
 from PIL import Image
 
 from tinyexp.__main__ import main
-from tinyexp.compose import compose, compose_sweep
+from tinyexp.compose import compose
 from tinyexp.errors import ConfigError
 from tinyexp.overrides import parse, word
 from tinyexp.sweep import Sweep
+from tinyexp.sweepjobs import plan_sweep
 
 SHORT = [*LEAN, "train.epochs=2", "train.limit_batches=4"]
 GRID = """# @package _global_
@@ -47,14 +49,14 @@ def own_conf(tmp_path: Path) -> list[str]:
 
 
 def labels(*words: str) -> list[dict[str, str]]:
-    return [dict(job.label) for job in compose_sweep(words)]
+    return [dict(job.label) for job in plan_sweep(words).jobs]
 
 
 # which jobs
 
 
 def test_every_combination_once_the_last_varying_fastest() -> None:
-    jobs = compose_sweep(["optim.lr=1e-3,1e-2", "train.epochs=2", "train.seed=range(3)"])
+    jobs = plan_sweep(["optim.lr=1e-3,1e-2", "train.epochs=2", "train.seed=range(3)"]).jobs
     made = [(job.config.optim.arguments["lr"], job.config.train.seed) for job in jobs]
     assert made == list(itertools.product([1e-3, 1e-2], range(3)))
     assert {job.config.train.epochs for job in jobs} == {2}
@@ -76,7 +78,7 @@ def test_every_combination_once_the_last_varying_fastest() -> None:
     ],
 )
 def test_hydras_ways_to_give_several_values(words: str, values: list[str]) -> None:
-    jobs = compose_sweep([words])
+    jobs = plan_sweep([words]).jobs
     assert len(jobs) == len(values)
     assert [job.words[0].partition("=")[2] for job in jobs] == values
     for job in jobs:
@@ -86,7 +88,7 @@ def test_hydras_ways_to_give_several_values(words: str, values: list[str]) -> No
 
 
 def test_a_job_of_one_value_is_a_sweep_too() -> None:
-    (job,) = compose_sweep(["train.epochs=2"])
+    (job,) = plan_sweep(["train.epochs=2"]).jobs
     assert (job.label, job.words) == ({}, ("train.epochs=2",))
 
 
@@ -172,30 +174,51 @@ def test_a_grid_gives_way_to_the_command_line_and_can_be_switched_off(own_conf: 
     assert labels("experiment=fashion_lenet5,null") == [{"experiment": "fashion_lenet5"}, {"experiment": "null"}]
 
 
+@contextlib.contextmanager
+def made(*words: str) -> Iterator[Sweep]:
+    """A sweep whose jobs are planned and not run."""
+    jobs = plan_sweep(words).jobs
+    sweep = Sweep(jobs[0].config, "made", len(jobs))
+    for job in jobs:
+        sweep.add(job)
+    yield sweep
+    sweep.close()
+
+
 def test_directories_say_what_they_are_and_need_no_quotes(tmp_path: Path) -> None:
-    words = [f"run.root={tmp_path}", "optim.lr=1e-3,1e-2", "optim.betas=[0.8,0.9],[0.9,0.99]"]
-    sweep = Sweep.make(compose_sweep(words))
-    assert [job.directory.name for job in sweep.jobs][:2] == ["1-lr-0.001-betas-_0.8_0.9", "2-lr-0.001-betas-_0.9_0.99"]
-    for job in sweep.jobs:
-        assert not job.directory.exists()
-        relative = str(job.directory.relative_to(tmp_path))
-        assert parse([f"resume={relative}"]).value("resume") == relative
+    with made(f"run.root={tmp_path}", "optim.lr=1e-3,1e-2", "optim.betas=[0.8,0.9],[0.9,0.99]") as sweep:
+        names = [job.directory.name for job in sweep.jobs]
+        assert names[:2] == ["1-lr-0.001-betas-_0.8_0.9", "2-lr-0.001-betas-_0.9_0.99"]
+        for job in sweep.jobs:
+            assert not job.directory.exists()
+            relative = str(job.directory.relative_to(tmp_path))
+            assert parse([f"resume={relative}"]).value("resume") == relative
 
 
 def test_a_sweep_is_of_one_machine(tmp_path: Path) -> None:
-    jobs = compose_sweep([f"run.root={tmp_path}", "train.seed=0,1", "hw.nodes=2", "hw.master=node0", "hw.node=0"])
-    with pytest.raises(ConfigError, match=r"-m is for one machine.*start each run on all machines by itself"):
-        Sweep.make(jobs)
+    words = [f"run.root={tmp_path}", "train.seed=0,1", "hw.nodes=2", "hw.master=node0", "hw.node=0"]
+    with (
+        pytest.raises(ConfigError, match=r"-m is for one machine.*start each run on all machines by itself"),
+        made(*words),
+    ):
+        pass
     assert not list(tmp_path.iterdir())
 
 
 def test_two_sweeps_do_not_collide(tmp_path: Path) -> None:
-    jobs = compose_sweep([f"run.root={tmp_path}", "train.seed=0,1"])
-    assert len({Sweep.make(jobs).directory for _ in range(20)}) == 20
-    named = compose_sweep([f"sweep.dir={tmp_path}/mine", "train.seed=0,1"])
-    assert Sweep.make(named).directory == tmp_path / "mine"
-    with pytest.raises(ConfigError, match=r"mine is there already: two sweeps never share one"):
-        Sweep.make(named)
+    words = [f"run.root={tmp_path}", "train.seed=0,1"]
+    with contextlib.ExitStack() as stack:
+        assert len({stack.enter_context(made(*words)).directory for _ in range(20)}) == 20
+    named = [f"sweep.dir={tmp_path}/mine", "train.seed=0,1"]
+    with made(*named) as sweep:
+        assert sweep.directory == tmp_path / "mine"
+        asked = [sys.executable, "-m", "tinyexp", "-m", *LEAN, *named]
+        second = subprocess.run(asked, capture_output=True, text=True)
+        assert second.returncode == 2
+        assert f"mine is being written by process {os.getpid()}" in second.stderr
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match=r"other is there already, and is no sweep's: it has no sweep\.json"):
+        made(f"sweep.dir={tmp_path}/other").__enter__()
 
 
 # that they run
@@ -274,6 +297,7 @@ def test_a_crash_leaves_its_traceback_and_on_error_stop_begins_no_other(
     assert "AssertionError: it broke" in (first / "run.log").read_text()
     assert summary(first)["exit_code"] == 1
     assert sorted(path.name for path in first.parent.iterdir()) == [
+        ".lock",
         "1-seed-0",
         "1-seed-0.out",
         "sweep.json",
@@ -307,7 +331,9 @@ def test_a_signal_makes_the_running_job_save_and_starts_no_other(tmp_path: Path,
     process.send_signal(number)
     code, out, err = ended(process)
     assert code == 75
-    told = f"the sweep was interrupted by {number.name}; 2 were not started; its last job goes on with resume={job}"
+    told = (
+        f"the sweep was interrupted by {number.name}; 2 were not started; the same command with sweep.dir={job.parent}"
+    )
     assert told in err
     assert summary(job)["status"] == "interrupted"
     assert not (job.parent / "2-seed-1").exists()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyexp import __version__
 from tinyexp.errors import ConfigError, TinyexpError, did_you_mean, exit_code
-from tinyexp.heartbeat import local_rank, rank_tag, report
+from tinyexp.heartbeat import end_with_sweep, local_rank, rank_tag, report
 from tinyexp.launch import is_wanted, launch
 from tinyexp.words import Usage, Words, split, usages
 
@@ -81,6 +81,7 @@ def _run(words: list[str]) -> int:
     elif line.flags & {"cfg", "info", "hydra-help"}:
         _show_config(line)
     elif line.verb == "train":
+        end_with_sweep()
         from tinyexp.compose import compose_run
 
         config = compose_run(line.overrides)  # most typos are an error here, before torch is imported

@@ -1,4 +1,4 @@
-"""From a command line to a typed Config; for a sweep, to one for each of its jobs.
+"""From a command line to a typed Config.
 
 Nothing here imports torch, so that a typo costs half a second and no more.
 """
@@ -8,20 +8,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from tinyexp.config import SLOTS, Config, blaming, changed_keys, flatten
 from tinyexp.errors import ConfigError
 from tinyexp.heartbeat import is_rank
 from tinyexp.hydraconf import by_hydra, to_plain
-from tinyexp.overrides import Overrides, jobs, parse
+from tinyexp.overrides import Overrides, parse
 from tinyexp.plainfile import read
 from tinyexp.saved import find_checkpoint, is_place
-from tinyexp.stored import compose_file, read_config_file, recompose
+from tinyexp.stored import compose_file, recompose
 from tinyexp.typed import typed
 from tinyexp.validate import group_files, mapping, validate
 
@@ -32,7 +30,7 @@ def compose(words: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown group, choice or key, a wrong type or value, or a malformed override.
     """
-    return _compose(parse(words))
+    return compose_overrides(parse(words))
 
 
 def compose_run(words: Sequence[str]) -> Config:
@@ -44,17 +42,17 @@ def compose_run(words: Sequence[str]) -> Config:
     overrides = parse(words)
     resume = overrides.value("resume")
     if resume is None or resume == "auto":
-        config = _compose(overrides)
+        config = compose_overrides(overrides)
         directory = Path(config.run.dir) if config.run.dir else None
         if _is_elsewhere(overrides):
             return config
         if resume is None or directory is None or not (directory / "config.yaml").is_file():
-            _check_begin(config)
+            check_begin(config)
             return config
         stored = read(directory / "config.yaml")
     else:
         if _is_elsewhere(overrides) and not is_rank():  # its ranks will be handed the run's config
-            return _compose(parse([one for one in words if not one.startswith("resume=")]))
+            return compose_overrides(parse([one for one in words if not one.startswith("resume=")]))
         directory = Path(str(resume)) if _is_elsewhere(overrides) else _run_directory(str(resume))
         if "config_file" in overrides.given:
             raise ConfigError(f"resume={resume} goes on under that run's own config: leave config_file out")
@@ -74,47 +72,7 @@ def compose_run(words: Sequence[str]) -> Config:
     return replace(config, must_go={key: rule.replace("KEYS", key) for key in changed})
 
 
-@dataclass(frozen=True)
-class SweepJob:
-    """One run of a sweep: its words, the values that differ from job to job, and what they make."""
-
-    words: tuple[str, ...]
-    label: dict[str, str]
-    config: Config
-
-
-def compose_sweep(words: Sequence[str]) -> list[SweepJob]:
-    """All jobs of a sweep, every one of them composed and so checked: those of the words and of `sweep.grid`.
-
-    Raises:
-        ConfigError: as compose, for any of the jobs, which is named; or a key that is for single runs.
-    """
-    overrides = parse(words)
-    for key, instead in (("run.dir", "sweep.dir"), ("resume", "one run at a time")):
-        if key in overrides.given:
-            raise ConfigError(f"{key} is for one run, and -m makes several: use {instead}")
-    found = []
-    for outer in jobs(overrides, {}):
-        each = parse(outer.words)
-        for job in jobs(each, _grid(each)):
-            label = {**outer.label, **job.label}
-            if "config_file" in each.given:
-                _check_grid_word(parse([word for word in job.words if word not in outer.words]))
-            try:
-                config = _compose(parse(job.words))
-                _check_begin(config)
-                found.append(SweepJob(job.words, label, config))
-            except ConfigError as error:
-                told = " ".join(f"{key}={value}" for key, value in label.items())
-                raise ConfigError(f"{error} (job {told})" if told else str(error)) from error
-    seen: dict[str, SweepJob] = {}
-    for made in found:
-        if (twin := seen.setdefault(made.config.text, made)) is not made:
-            raise ConfigError(f"two jobs would be the same run: {' '.join(twin.words)}, and {' '.join(made.words)}")
-    return found
-
-
-def _check_begin(config: Config) -> None:
+def check_begin(config: Config) -> None:
     """What a new run begins from is there. Raises ConfigError."""
     if config.init_from is not None and config.weights is not None:
         raise ConfigError("init_from and model.weights are both what a run begins from: leave one of them out")
@@ -138,27 +96,8 @@ def _check_begin(config: Config) -> None:
         find_checkpoint(place, "best")
 
 
-def _check_grid_word(overrides: Overrides) -> None:
-    """A file's grid gives values, and no word on what code to run, where from, and whom to trust."""
-    for key in overrides.given:
-        if key == "trust" or key.startswith("hydra") or key.rpartition(".")[2] == "_target_":
-            raise ConfigError(f"sweep.grid.{key} in a file that is read back: only the command line may give it")
-
-
-def _grid(overrides: Overrides) -> Mapping[str, Any]:
-    """sweep.grid as the words and their experiment or file have it, before anything that a job must give is there."""
-    if overrides.value("sweep.grid") == {}:
-        return {}
-    file = overrides.value("config_file")
-    if file is not None:
-        stored = read_config_file(Path(str(file)))[1].get("sweep", {})
-        return mapping(mapping(stored, "sweep").get("grid", {}), "sweep.grid")
-    config, _ = by_hydra(overrides.words)
-    grid = OmegaConf.select(config, "sweep.grid")
-    return mapping(OmegaConf.to_container(grid) if OmegaConf.is_dict(grid) else grid, "sweep.grid")
-
-
-def _compose(overrides: Overrides) -> Config:
+def compose_overrides(overrides: Overrides) -> Config:
+    """As compose, of words that are parsed."""
     if overrides.swept:
         raise ConfigError(f"{overrides.swept} gives several values: `tinyexp -m ...` makes a run of each")
     if (file := typed(str | None, overrides.value("config_file"), "config_file")) is not None:

@@ -99,10 +99,29 @@ class CkptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
+    search: Literal["grid", "random", "tpe"]
     dir: Annotated[str, PATH] | None
+    jobs: Annotated[int, at_least(1)]
     on_error: Literal["continue", "stop"]
     at_epochs: Annotated[tuple[int, ...], EPOCHS]
     grid: dict[str, Any]  # key or group -> the values to try
+    trials: Annotated[int, at_least(1)] | None
+    space: dict[str, Any]  # key or group -> a range or the values to draw from
+    seed: Annotated[int, SEED]
+    startup: Annotated[int, at_least(0)]
+    prune_after: Annotated[int, at_least(0, "epochs")] | None
+    launcher: Literal["process", "submitit"]
+    submitit: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.search == "grid":
+            require(
+                not self.space, "sweep.space", "left out with sweep=grid: give sweep=random or sweep=tpe", self.space
+            )
+        else:
+            rule = "a mapping such as {optim.lr: {low: 1e-4, high: 1e-1, log: true}}"
+            require(bool(self.space), "sweep.space", rule, self.space)
+            require(self.trials is not None, "sweep.trials", "a number of runs", self.trials)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,13 +297,17 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def kept(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a config that a resumed run may not change, by full name."""
+    own = ("run.", "sweep.", "resume", "config_file", "trust")
+    return {
+        key: value
+        for key, value in flatten(plain).items()
+        if not key.startswith(own) and not any(key == c or (c[-1] == "." and key.startswith(c)) for c in CHANGEABLE)
+    }
+
+
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The full names of keys whose values differ and that a resumed run may not change."""
-    old, new = flatten(before), flatten(now)
-    differ = [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]
-    own = ("run.", "sweep.", "resume", "config_file", "trust")
-    return [
-        key
-        for key in differ
-        if not key.startswith(own) and not any(key == c or (c[-1] == "." and key.startswith(c)) for c in CHANGEABLE)
-    ]
+    old, new = kept(before), kept(now)
+    return [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]

@@ -26,6 +26,7 @@ from tinyexp.files import write_json
 FOLDER = "TINYEXP_HEARTBEATS"  # the environment variable in which a supervisor names its folder
 CPP_LOG = "TORCH_CPP_LOG_LEVEL"  # torch's: below ERROR, a lost connection is twenty lines of C++
 PARENT = "TINYEXP_PARENT"  # and that with the number of a process whose children end with it
+SWEEP = "TINYEXP_SWEEP"  # and that with the number of the sweep that a run is a job of
 _LAYOUT = struct.Struct("<qqq")  # pid, beats, step
 _STEP = struct.Struct("<q")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -127,16 +128,26 @@ def rank_tag() -> str:
 
 def end_with_parent() -> None:
     """From now on this process is killed when the one that started it ends, however that ends; at once if it has."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    else:
-        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
-        os._exit(RankLostError.exit_code)
+    _follow(os.environ.get(PARENT, str(os.getppid())), signal.SIGKILL)
     os.environ[PARENT] = str(os.getpid())  # what this process starts from now on may do the same
 
 
-def _watch_parent(parent: int) -> None:
+def end_with_sweep() -> None:
+    """As a sweep's job: from now on this process saves and ends when the sweep's own has ended."""
+    if (sweep := os.environ.pop(SWEEP, None)) is not None:
+        _follow(sweep, signal.SIGTERM)
+
+
+def _follow(parent: str, number: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+    else:
+        threading.Thread(target=_watch_parent, args=(os.getppid(), number), daemon=True).start()
+    if parent != str(os.getppid()):
+        os._exit(RankLostError.exit_code)
+
+
+def _watch_parent(parent: int, number: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
-    os._exit(RankLostError.exit_code)
+    os.kill(os.getpid(), number)

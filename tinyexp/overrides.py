@@ -25,7 +25,7 @@ CONF = next(
     (path for path in (_PACKAGE.parent / "conf", _PACKAGE / "conf") if (path / "config.yaml").is_file()),
     _PACKAGE / "conf",
 )
-GROUPS = (*SLOTS, "transfer", "hw", "experiment")
+GROUPS = (*SLOTS, "transfer", "hw", "sweep", "experiment")
 _SEARCHPATH = "hydra.searchpath"
 _FILE = "file://"
 _PLAIN = re.compile(r"[\w/.+-]+", re.ASCII)  # a text that may need no quotes
@@ -132,7 +132,9 @@ def no_choice(group: str, value: object, names: Sequence[str]) -> str:
 
 def _lenient(word: str) -> str:
     """+key=value is taken where the key is there already, too: what it asks for is the same."""
-    if word.startswith(("sweep.grid", "transfer.rename")):  # whose keys are whatever is named
+    if word.startswith(
+        ("sweep.grid", "sweep.space", "sweep.submitit", "transfer.rename")
+    ):  # whose keys are whatever is named
         return f"++{word}"
     if not word.startswith("+") or word.startswith("++"):
         return word

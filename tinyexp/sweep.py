@@ -1,241 +1,256 @@
-"""A sweep: jobs that are each a process and a run directory of their own, one after the other, and what became of each.
+"""A sweep: jobs that are each a process and a run directory of their own, and what became of each.
 
 The jobs share nothing with this process but the disk: one that crashes, is killed or runs out of memory stops no other.
+sweep.json says after each step how far the sweep is, so that the same command goes on after any end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from tinyexp.compose import SweepJob
-from tinyexp.errors import ConfigError, Interrupted, TinyexpError, describe_exit
+from tinyexp.config import Config
+from tinyexp.errors import ConfigError, Interrupted, TinyexpError
 from tinyexp.files import make_unique, refusal, write_json
+from tinyexp.job import DONE, Job
+from tinyexp.jobprocess import JobProcess, Running
+from tinyexp.ledger import NAME, PastJob, key_of, plain_job, read_jobs
+from tinyexp.lock import DirectoryLock, is_held
 from tinyexp.overrides import word
-from tinyexp.saved import SavedRun
 from tinyexp.signals import answering
+from tinyexp.slots import Slot, divide
+from tinyexp.submitted import SubmittedJob
+from tinyexp.sweepjobs import SweepJob
 
 _log = logging.getLogger(__name__)
-_LOOK = 0.25  # seconds between two looks at a running job
+_LOOK = 0.2  # seconds between two looks at the running jobs
 _NAME = re.compile(r"[^A-Za-z0-9._+-]+")  # what a directory's name, and an override's value, had better not have
 _LONGEST = 80
 
 
-@dataclass
-class Job:
-    """One run of a sweep, and where it is."""
+class Search(Protocol):
+    """What chooses the values of the next job by those before it."""
 
-    number: int
-    words: tuple[str, ...]
-    label: dict[str, str]
-    directory: Path
-    epochs: int
-    status: str = "waiting"  # then running; then finished, failed, killed or interrupted; or not started
-    code: int | None = None  # of the process: negative is the signal that killed it
-    seconds: float = 0.0
-    last_words: str = ""  # of its output
+    def ask(self) -> SweepJob | None:
+        """The next one; None: there have been enough."""
 
-    @property
-    def run(self) -> SavedRun:
-        """What the run has left so far, read anew."""
-        return SavedRun(self.directory)
+    def prunes(self, job: Job) -> bool:
+        """Is a running job not worth its end?"""
 
-    def describe(self) -> str:
-        """What happened to it, in a few words."""
-        if self.code == 0 and self.status == "failed":
-            return "failed: it ended with exit 0 before its last epoch"
-        return self.status if self.code in (None, 0) else f"{self.status}: {describe_exit(self.code)}"
-
-
-@dataclass(frozen=True)
-class PastJob:
-    """What sweep.json says of a job."""
-
-    directory: Path
-    label: dict[str, str]
-    status: str
-    code: int | None
-    last_words: str
-
-
-def read_jobs(folder: Path) -> list[PastJob]:
-    """The jobs of a sweep's directory; none where it is no sweep's, or its sweep.json cannot be made out."""
-    try:
-        jobs = json.loads((folder / "sweep.json").read_bytes())["jobs"]
-        return [
-            PastJob(
-                directory=folder / str(job["directory"]),
-                label={str(key): str(value) for key, value in job["label"].items()},
-                status=str(job["status"]),
-                code=job["exit_code"] if isinstance(job["exit_code"], int) else None,
-                last_words=str(job["last_words"]),
-            )
-            for job in jobs
-        ]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return []
+    def tell(self, job: Job) -> None:
+        """What became of it."""
 
 
 @dataclass
+class _Place:
+    """A running job, and what it has of the machine."""
+
+    running: Running
+    slot: Slot
+    began: float
+
+
 class Sweep:
-    """All jobs, in a directory of the sweep's own."""
+    """All jobs, in a directory of the sweep's own, which one process at a time goes on with."""
 
-    directory: Path
-    jobs: list[Job]
-    on_error: str
-    asked: int | None = None  # the signal that asks for an end
-    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    def __init__(self, config: Config, name: str, count: int) -> None:
+        """Make the directory, or take over what is there.
 
-    @staticmethod
-    def make(jobs: Sequence[SweepJob]) -> Sweep:
-        """Its directory is made, those of its jobs are not.
+        Args:
+            count: of jobs, for their names.
 
         Raises:
-            ConfigError: sweep.dir is there already, or cannot be made; or this is one of several ranks.
+            ConfigError: sweep.dir cannot be made, is no sweep's, or another process is at it; or this is one of ranks.
             ResourceError: the disk is full.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ConfigError("-m is for one process, and torchrun started several: each would run the whole sweep")
-        first = jobs[0].config
-        if first.hw.master is not None:
+        if config.hw.master is not None:
             raise ConfigError("-m is for one machine, as hw.master is not: start each run on all machines by itself")
-        names = {job.config.run.name for job in jobs}
-        try:
-            if first.sweep.dir is None:
-                name = f"{first.run.name if len(names) == 1 else 'several'}-sweep"
-                directory = make_unique(Path(first.run.root), name)
-            else:
-                directory = Path(first.sweep.dir)
-                directory.mkdir(parents=True)
-        except FileExistsError as error:
-            raise ConfigError(f"sweep.dir={first.sweep.dir} is there already: two sweeps never share one") from error
-        except OSError as error:
-            raise refusal(f"a sweep's directory cannot be made: {error.strerror}", error, ConfigError) from error
-        width = len(str(len(jobs)))
-        found = [
-            Job(
-                number=number,
-                words=job.words,
-                label=job.label,
-                directory=directory / _directory_name(number, width, job.label),
-                epochs=job.config.train.epochs,
-            )
-            for number, job in enumerate(jobs, start=1)
-        ]
-        sweep = Sweep(directory, found, first.sweep.on_error)
-        sweep.write()
-        return sweep
+        self.config = config.sweep
+        self.directory = _make(config, name)
+        self._lock = DirectoryLock(self.directory)
+        self._lock.take()
+        self._past = read_jobs(self.directory)
+        self._width = len(str(count))
+        self.jobs: list[Job] = []
+        self.asked: int | None = None  # the signal that asks for an end
+        here = config.sweep.launcher == "process"
+        self._free = divide(config.hw, self.config.jobs)[::-1] if here else [Slot()] * self.config.jobs
+        self._running: dict[int, _Place] = {}  # by the job's number
 
-    def run(self, look: Callable[[Job], None]) -> Iterator[Job]:
-        """Run the jobs that are waiting, one after the other; comes back with each when it has ended.
+    def close(self) -> None:
+        self._lock.release()
 
-        A signal is passed on to the running job, which saves and ends; the others are then not started.
+    def add(self, made: SweepJob) -> Job:
+        """A job that is to be run, in the place that the ledger has of it, or a new one."""
+        key = key_of(made.config.plain)
+        attempts = [past for past in self._past if past.key == key]
+        if attempts:
+            directory = attempts[-1].directory
+            number = int(directory.name.partition("-")[0])
+        else:
+            taken = [*(past.directory for past in self._past), *(job.directory for job in self.jobs)]
+            number = max((int(path.name.partition("-")[0]) for path in taken), default=0) + 1
+            directory = self.directory / _directory_name(f"{number:0{self._width}}", made.label)
+        job = Job(
+            number=number,
+            words=made.words,
+            label=made.label,
+            key=key,
+            directory=directory,
+            epochs=made.config.train.epochs,
+            seconds=attempts[-1].seconds if attempts else 0.0,
+            earlier=attempts[:-1],
+        )
+        self.jobs.append(job)
+        self.write()
+        return job
+
+    def run(self, look: Callable[[], None], search: Search | None = None) -> Iterator[Job]:
+        """Run the jobs that are not done, and those that a search asks for; comes back with each when it has ended.
+
+        A signal is passed on to the running jobs, which save and end; the others are then not started.
 
         Args:
-            look: called some times a second while a job runs.
+            look: called some times a second while jobs run.
         """
         with answering(self._answer):
-            for job in self.jobs:
-                if self.asked or (self.on_error == "stop" and any(map(_is_bad, self.jobs))):
-                    job.status = "not started"
-                else:
-                    self._run_job(job, look)
-                self.write()
-                yield job
+            while True:
+                yield from self._fill(search)
+                if not self._running and (self._over() or not self._waiting()):
+                    break
+                look()
+                time.sleep(_LOOK)
+                yield from self._reap(search)
+        for job in self._waiting():
+            job.status = "not started"
+            yield job
+        self.write()
 
     def raise_for_failures(self) -> None:
         """Raises Interrupted where a signal came, else TinyexpError where a job failed: the exit code says so."""
-        failed = [job for job in self.jobs if _is_bad(job)]
+        failed = [job for job in self.jobs if job.is_bad]
         waiting = sum(job.status == "not started" for job in self.jobs)
         not_started = f"; {waiting} were not started" if waiting else ""
         if self.asked:
-            cut = next((job for job in self.jobs if job.status == "interrupted"), None)
-            more = f"; its last job goes on with resume={cut.directory}" if cut else ""
-            told = f"the sweep was interrupted by {signal.Signals(self.asked).name}{not_started}{more}"
-            raise (Interrupted if cut or not failed else TinyexpError)(told)
+            cut = any(job.status == "interrupted" for job in self.jobs)
+            told = f"the sweep was interrupted by {signal.Signals(self.asked).name}{not_started}"
+            raise (Interrupted if cut or not failed else TinyexpError)(f"{told}; {self._cure()}")
         if failed:
             told = "; ".join(f"{job.directory.name} {job.describe()}" for job in failed[:3])
             more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
-            raise TinyexpError(f"{len(failed)} of {len(self.jobs)} jobs did not finish: {told}{more}{not_started}")
+            counted = f"{len(failed)} of {len(self.jobs)} jobs did not finish: {told}{more}{not_started}"
+            raise TinyexpError(f"{counted}; {self._cure()}")
 
     def write(self) -> None:
         """sweep.json: what each job is and what became of it. A full disk stops no job: each tells it by itself."""
+        jobs = {job.key: [*job.earlier, job.attempt()] for job in self.jobs}
+        others: dict[str, list[PastJob]] = {}
+        for past in self._past:
+            if past.key not in jobs:
+                others.setdefault(past.key, []).append(past)
+        told = [plain_job(attempts) for attempts in (*others.values(), *jobs.values())]
         try:
-            write_json(self.directory / "sweep.json", {"argv": sys.argv, "jobs": [_plain(job) for job in self.jobs]})
+            write_json(self.directory / NAME, {"argv": sys.argv, "jobs": told})
         except TinyexpError as error:
             _log.warning("%s", error)
 
-    def _run_job(self, job: Job, look: Callable[[Job], None]) -> None:
-        command = [sys.executable, "-m", "tinyexp", *job.words, word("run.dir", str(job.directory))]
-        job.status, began = "running", time.monotonic()
-        self.write()
-        with tempfile.TemporaryFile() as output:
-            # In a session of its own, so that Ctrl-C reaches it once: from here.
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-            while job.code is None:
-                look(job)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    job.code = self._process.wait(_LOOK)
-                job.seconds = time.monotonic() - began
-            finished = job.run.status == "finished"
-            job.status = "finished" if job.code == 0 and finished else _status(job.code)
-            if job.status != "finished":
-                output.seek(0)
-                self._keep_output(job, output.read())
-        look(job)
+    def _cure(self) -> str:
+        return f"the same command with sweep.dir={self.directory} does what is left"
 
-    def _keep_output(self, job: Job, output: bytes) -> None:
-        """What a job that did not finish said, beside its directory: it may have come to no run.log."""
-        lines = output.decode(errors="replace").strip().splitlines()
-        job.last_words = lines[-1] if lines else ""
-        with contextlib.suppress(OSError):
-            self.directory.joinpath(f"{job.directory.name}.out").write_bytes(output)
+    def _over(self) -> bool:
+        """Is no other job to be started?"""
+        return bool(self.asked) or (self.config.on_error == "stop" and any(job.is_bad for job in self.jobs))
+
+    def _waiting(self) -> list[Job]:
+        return [job for job in self.jobs if job.status == "waiting"]
+
+    def _fill(self, search: Search | None) -> Iterator[Job]:
+        """Start what there is room for; comes back with jobs that are done already."""
+        while self._free and not self._over():
+            # one whose directory is being written was started by a sweep that is gone, and saves or ends by itself
+            job = next((each for each in self._waiting() if not is_held(each.directory)), None)
+            if job is None and search and (asked := search.ask()):
+                job = self.add(asked)
+            if job is None:
+                return
+            if (status := job.run.status) in DONE:
+                job.status, job.code, job.before = status, 0, True
+                if search:
+                    search.tell(job)
+                self.write()
+                yield job
+            else:
+                self._start(job, anew=status == "failed")
+
+    def _start(self, job: Job, *, anew: bool) -> None:
+        """Go on with what the run has left, or `anew` in a directory of its own."""
+        if anew:
+            job.earlier.append(job.attempt())
+            name = job.earlier[0].directory.name
+            job.directory, job.seconds = self.directory / f"{name}-try-{len(job.earlier) + 1}", 0.0
+        slot = self._free.pop()
+        threads = [] if slot.threads is None else [word("hw.threads", slot.threads)]
+        words = (*job.words, *threads, word("run.dir", str(job.directory)), "resume=auto")
+        if self.config.launcher == "submitit":
+            folder = self.directory / "submitit" / job.directory.name
+            running: Running = SubmittedJob(words, slot.environment, folder, self.config.submitit)
+        else:
+            running = JobProcess(words, slot.environment)
+        self._running[job.number] = _Place(running, slot, time.monotonic() - job.seconds)
+        job.status = "running"
+        self.write()
+
+    def _reap(self, search: Search | None) -> Iterator[Job]:
+        """The jobs that have ended since."""
+        for job in [each for each in self.jobs if each.number in self._running]:
+            place = self._running[job.number]
+            job.seconds = time.monotonic() - place.began
+            if (code := place.running.poll()) is None:
+                if search and not job.pruned and search.prunes(job):
+                    job.pruned = True
+                    place.running.send(signal.SIGTERM)
+                continue
+            del self._running[job.number]
+            self._free.append(place.slot)
+            job.end(code, place.running.output())
+            if search:
+                search.tell(job)
+            self.write()
+            yield job
 
     def _answer(self, number: int) -> None:
-        """Signals go to the running job: the first makes it save and end, the second end at once."""
+        """Signals go to the running jobs: the first makes them save and end, the second end at once."""
         self.asked = number
-        if self._process is not None:  # send_signal does nothing to one that has ended
-            self._process.send_signal(number)
+        for place in list(self._running.values()):
+            place.running.send(number)
 
 
-def _directory_name(number: int, width: int, label: dict[str, str]) -> str:
-    """0-lr-0.001-seed-2: what it is, in letters that every shell, and Hydra's grammar, takes as they are."""
+def _make(config: Config, name: str) -> Path:
+    """The sweep's directory."""
+    given = config.sweep.dir
+    try:
+        if given is None:
+            return make_unique(Path(config.run.root), f"{name}-sweep")
+        directory = Path(given)
+        directory.mkdir(parents=True, exist_ok=(directory / NAME).is_file())
+        return directory
+    except FileExistsError as error:
+        raise ConfigError(f"sweep.dir={given} is there already, and is no sweep's: it has no {NAME}") from error
+    except OSError as error:
+        raise refusal(f"a sweep's directory cannot be made: {error.strerror}", error, ConfigError) from error
+
+
+def _directory_name(number: str, label: dict[str, str]) -> str:
+    """3-lr-0.001-seed-2: what it is, in letters that every shell, and Hydra's grammar, takes as they are."""
     parts = [f"{key.rpartition('.')[2]}-{value}" for key, value in label.items()]
-    return _NAME.sub("_", "-".join([f"{number:0{width}}", *parts]))[:_LONGEST].rstrip("._-")
-
-
-def _is_bad(job: Job) -> bool:
-    return job.code is not None and job.status != "finished"
-
-
-def _status(code: int) -> str:
-    """Of a job that did not finish."""
-    if code < 0:
-        return "killed"
-    return "interrupted" if code == Interrupted.exit_code else "failed"
-
-
-def _plain(job: Job) -> dict[str, Any]:
-    return {
-        "directory": job.directory.name,
-        "words": list(job.words),
-        "label": job.label,
-        "status": job.status,
-        "exit_code": job.code,
-        "seconds": round(job.seconds, 3),
-        "last_words": job.last_words,
-    }
+    return _NAME.sub("_", "-".join([number, *parts]))[:_LONGEST].rstrip("._-")

@@ -12,18 +12,27 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyexp.console import duration
+from tinyexp.job import Job
 from tinyexp.sheet import short_names
-from tinyexp.sweep import Job, Sweep
+from tinyexp.sweep import Sweep
 
-_STYLES = {"running": "cyan", "finished": "green", "waiting": "dim", "not started": "dim", "interrupted": "yellow"}
+_STYLES = {
+    "running": "cyan",
+    "finished": "green",
+    "waiting": "dim",
+    "not started": "dim",
+    "interrupted": "yellow",
+    "pruned": "yellow",
+}
 _MARGIN = 6  # lines of the terminal that the live table leaves free
 
 
 class SweepTable:
     """A context: on a terminal the table is redrawn while the jobs run."""
 
-    def __init__(self, console: Console, sweep: Sweep) -> None:
-        self._sweep, self._console = sweep, console
+    def __init__(self, console: Console, sweep: Sweep, total: int) -> None:
+        """`total`: jobs that there will be."""
+        self._sweep, self._console, self._total = sweep, console, total
         self._began = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -38,14 +47,16 @@ class SweepTable:
         if self._live:
             self._live.stop()
 
-    def show(self, job: Job) -> None:
-        """The table as it is now, around the job that runs."""
+    def show(self) -> None:
+        """The table as it is now, around the first job that runs."""
         if self._live:
+            jobs = self._sweep.jobs
             room = max(3, self._console.height - _MARGIN)
-            first = max(0, min(job.number - 1 - room // 2, len(self._sweep.jobs) - room))
-            done = sum(each.code is not None for each in self._sweep.jobs)
-            line = Text(f"{done}/{len(self._sweep.jobs)} jobs", style="bold")
-            line.append(self._left(done), style="magenta")
+            running = next((place for place, job in enumerate(jobs) if job.status == "running"), 0)
+            first = max(0, min(running - room // 2, len(jobs) - room))
+            done = [job for job in jobs if job.code is not None]
+            line = Text(f"{len(done)}/{self._total} jobs", style="bold")
+            line.append(self._left(len(done), sum(job.before for job in done)), style="magenta")
             self._live.update(Group(self.drawing(first, first + room), line), refresh=True)
 
     def drawing(self, first: int = 0, end: int | None = None) -> Table:
@@ -64,11 +75,11 @@ class SweepTable:
             table.add_row(str(job.number), *values, status, *_progress(job), spent)
         return table
 
-    def _left(self, done: int) -> str:
-        """How long the rest may take, by those that are done."""
-        if not done:
+    def _left(self, done: int, before: int) -> str:
+        """How long the rest may take, by those that this process has done."""
+        if done == before:
             return ""
-        return f"  ETA {duration((time.monotonic() - self._began) / done * (len(self._sweep.jobs) - done))}"
+        return f"  ETA {duration((time.monotonic() - self._began) / (done - before) * (self._total - done))}"
 
 
 def job_line(job: Job, total: int) -> str:
@@ -77,7 +88,8 @@ def job_line(job: Job, total: int) -> str:
     _, best = _progress(job)
     scores = f", best top1 {best}" if best else ""
     said = f": {job.last_words}" if job.code and job.last_words else ""
-    return f"job {job.number}/{total}{values}: {job.describe()} in {duration(job.seconds)}{scores}{said}"
+    spent = "" if job.before else f" in {duration(job.seconds)}"
+    return f"job {job.number}/{total}{values}: {job.describe()}{spent}{scores}{said}"
 
 
 def _progress(job: Job) -> tuple[str, str]:

@@ -21,10 +21,10 @@ from tinyexp.config import SLOTS
 from tinyexp.console import duration
 from tinyexp.errors import ConfigError
 from tinyexp.files import write_text
+from tinyexp.ledger import PastJob, read_jobs
 from tinyexp.saved import SavedRun, find_runs, is_run
 from tinyexp.sheet import Listing, Sheet, aligned, folded, markdown, plain, rounded, short_names, show, spread
 from tinyexp.stored import check_stored
-from tinyexp.sweep import PastJob, read_jobs
 from tinyexp.verbs._two import beside
 
 _FIGURES = ("metric", "n", "best_mean", "best_std", "last_mean", "last_std", "seconds", "images_per_second")

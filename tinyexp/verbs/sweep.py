@@ -1,20 +1,24 @@
 """sweep [overrides]: a run for each combination of values, as optim.lr=1e-3,1e-2; -m is the same.
 
-All jobs are composed and their parts checked before the first begins. sweep.dir gets a directory a job, and at the end
-report.md, report.csv and curves.png: what `tinyexp report` says of them, with the epochs of sweep.at_epochs.
+With sweep=random or sweep=tpe, a run for each of sweep.trials values of sweep.space. All are composed and their parts
+checked before the first begins. sweep.dir gets a directory a job, and at the end report.md, report.csv and curves.png:
+what `tinyexp report` says of them, with the epochs of sweep.at_epochs. The same command with the same sweep.dir does
+what is left: finished jobs are not run again, cut ones go on, failed ones begin anew.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 
-from tinyexp.compose import SweepJob, compose_sweep
 from tinyexp.config import SLOTS
 from tinyexp.errors import ConfigError
 from tinyexp.log import drawn, plain_text, start_run_log, start_terminal, stop_logging
-from tinyexp.sweep import Sweep
+from tinyexp.sweep import Search, Sweep
+from tinyexp.sweepjobs import SweepJob, plan_sweep
 from tinyexp.sweeptable import SweepTable, job_line
+from tinyexp.tpe import TpeSearch
 from tinyexp.verbs import report
 
 _log = logging.getLogger(__name__)
@@ -26,30 +30,39 @@ def main(paths: list[str], overrides: list[str], options: dict[str, str]) -> Non
     Raises:
         ConfigError: one of the jobs would not run; none was begun.
         TinyexpError: a job did not finish.
-        Interrupted: a signal came; the running job has saved.
+        Interrupted: a signal came; the running jobs have saved.
     """
-    jobs = compose_sweep(overrides)
-    _check(jobs)
-    sweep = Sweep.make(jobs)
-    console = start_terminal(jobs[0].config.log.level)
-    start_run_log(sweep.directory / "sweep.log")
+    plan = plan_sweep(overrides)
+    planned = [*plan.jobs, *plan.samples]
+    _check(planned)
+    first = planned[0].config
+    names = {job.config.run.name for job in planned}
+    name, total = str(first.run.name) if len(names) == 1 else "several", len(plan.jobs) or plan.config.trials or 0
+    sweep = Sweep(first, name, total)
     try:
-        _log.info("%d job%s in %s", len(jobs), "" if len(jobs) == 1 else "s", sweep.directory)
-        with SweepTable(console, sweep) as table:
-            for job in sweep.run(table.show):
-                _log.info("%s", job_line(job, len(jobs)))
+        console = start_terminal(first.log.level)
+        start_run_log(sweep.directory / "sweep.log")
+        for job in plan.jobs:
+            sweep.add(job)
+        search: Search | None = TpeSearch(plan, first.ckpt.monitor, sweep.directory) if not plan.jobs else None
+        _log.info("%d job%s in %s", total, "" if total == 1 else "s", sweep.directory)
+        with SweepTable(console, sweep, total) as table:
+            for ended in sweep.run(table.show, search):
+                _log.info("%s", job_line(ended, total))
         final = table.drawing()
         _log.info("%s", plain_text(final), extra=drawn(final))
     finally:
         stop_logging()
+        sweep.close()
     if any(job.status == "finished" for job in sweep.jobs):
-        _report(sweep, jobs)
+        _report(str(sweep.directory), planned)
     sweep.raise_for_failures()
 
 
-def _report(sweep: Sweep, jobs: list[SweepJob]) -> None:
+def _report(folder: str, planned: Iterable[SweepJob]) -> None:
     """The table of them all, shown and written into the sweep's directory with their curves."""
-    folder, epochs = str(sweep.directory), jobs[0].config.sweep.at_epochs
+    jobs = list(planned)
+    epochs = jobs[0].config.sweep.at_epochs
     options = {"epochs": ",".join(map(str, epochs))} if epochs else {}
     targets = {(slot, getattr(job.config, slot).target) for job in jobs for slot in SLOTS}
     own = sorted({target for slot, target in targets if report.refusal(((slot, target),), ())})
