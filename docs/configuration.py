@@ -171,8 +171,8 @@ def group(conf: Path, name: str, default: str, config: File) -> list[str]:
         meant = {f"{prefix}{key}": at.meaning for base in file.bases for key, at in files[base].keys.items()}
         if name == "experiment":
             meant |= {key: at.meaning for key, at in config.keys.items()}
-        for other, one in file.choices.items():
-            meant |= {f"{other}.{key}": at.meaning for key, at in read(conf / other / f"{one}.yaml").keys.items()}
+            for other, one in {**config.choices, **file.choices}.items():
+                meant |= {f"{other}.{key}": text for key, text in meanings(conf / other, one).items()}
         keys = {f"{prefix}{key}": at for key, at in file.keys.items()}
         parts += [
             f"### {name}: shared keys" if choice[0] == "_" else f"### {name}={choice}",
@@ -183,6 +183,17 @@ def group(conf: Path, name: str, default: str, config: File) -> list[str]:
             *(f"The rest is {'shared' if base[0] == '_' else f'as for `{name}={base}`'}." for base in file.bases),
         ]
     return parts
+
+
+def meanings(folder: Path, choice: str) -> dict[str, str]:
+    """Of a choice's keys, those of its bases among them; nothing for null."""
+    if not (folder / f"{choice}.yaml").is_file():
+        return {}
+    file = read(folder / f"{choice}.yaml")
+    bases = [meanings(folder, base) for base in file.bases]
+    return {key: text for each in bases for key, text in each.items()} | {
+        key: at.meaning for key, at in file.keys.items() if at.meaning
+    }
 
 
 def main(words: list[str]) -> int:
