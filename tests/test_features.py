@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
+import linecache
 import logging
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +260,42 @@ def test_a_cut_building_leaves_nothing_that_is_taken(tmp_path: Path, start: tupl
     assert run(tmp_path, "resume=run", TRUST, "dataset.cache_dir=cache").code == 0
     train(tmp_path / "whole", *FEW, *start)
     assert_like(tmp_path / "run", tmp_path / "whole", rel=1e-6)
+
+
+def test_other_code_makes_other_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that was edited between two runs has the same name, arguments and weights."""
+    monkeypatch.syspath_prepend(tmp_path)
+    tensors = Net().state_dict()
+    words = ["model._target_=edited.Edited", *NET[1:], f"dataset.cache_dir={tmp_path}/cache"]
+    for code, made in (("relu()", 2), ("relu()", 2), ("sigmoid()", 4)):
+        (tmp_path / "edited.py").write_text(
+            "from test_features import Net\n\n\nclass Edited(Net):\n    def forward(self, images):\n"
+            f"        return self.classifier(self.features(images).flatten(1).{code})\n"
+        )
+        monkeypatch.delitem(sys.modules, "edited", raising=False)
+        importlib.invalidate_caches()
+        linecache.checkcache()
+        prepared(*words, tensors=tensors)
+        assert len(folders(tmp_path / "cache")) == made
+
+
+@pytest.mark.parametrize("damage", ["shorter", "no about.json", "another about.json"])
+def test_damaged_features_are_told_and_made_again(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = Net().state_dict()
+    words = (*NET, f"dataset.cache_dir={tmp_path}")
+    prepared(*words, tensors=tensors)
+    before = {path: path.read_bytes() for path in tmp_path.glob("features/*/features")}
+    assert len(before) == 2
+    for path in before:
+        if damage == "shorter":
+            path.write_bytes(path.read_bytes()[:-4])
+        else:
+            path.with_name("about.json").write_text("" if damage == "no about.json" else "[1]")
+    prepared(*words, tensors=tensors)
+    assert {path: path.read_bytes() for path in before} == before
+    assert caplog.text.count("is damaged: it is made again") == 2
 
 
 # views

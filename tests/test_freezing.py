@@ -25,6 +25,7 @@ from tinyexp.data.loader import Data, load_data
 from tinyexp.dist import Group
 from tinyexp.engine import TrainState
 from tinyexp.errors import ConfigError
+from tinyexp.freezing import Frozen
 from tinyexp.heads import find_head
 from tinyexp.models import LeNet5, LeNet6
 from tinyexp.models.zoo import torchvision_model
@@ -501,3 +502,28 @@ def test_what_was_frozen_is_in_the_checkpoint_and_told(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)["state"]
     assert state["frozen"] == sorted(name for name, _ in Net().named_parameters() if name.startswith("features"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["parameters"] == 794 + 112
+
+
+class Bare(nn.Module):
+    """Batch-norm without parameters, in a part with them and in one of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False))
+        self.head = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False))
+
+
+@pytest.mark.parametrize(
+    ("names", "backbone", "head"),
+    [
+        (["backbone.0.weight", "backbone.0.bias"], False, True),
+        (["backbone.0.bias"], False, True),
+        (["head.0.weight", "head.0.bias"], True, False),
+        ([], True, True),
+    ],
+)
+def test_batch_norm_without_parameters_goes_with_its_part(names: list[str], backbone: bool, head: bool) -> None:
+    model, frozen = Bare(), Frozen(frozenset(names))
+    frozen.apply(model, 0)
+    frozen.train_mode(model)
+    assert (model.backbone[1].training, model.head[1].training) == (backbone, head)

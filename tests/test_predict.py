@@ -351,3 +351,17 @@ def test_a_run_without_its_config_is_its_checkpoint(home: Path, tmp_path: Path) 
 def test_lean_is_taken(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Words of where and how, which change no prediction."""
     assert rows(capsys, digits, "val", *LEAN) == rows(capsys, digits, "val")
+
+
+@pytest.mark.parametrize("out", ["photo.png", "predictions", "there.csv"])
+def test_what_is_no_csv_file_is_never_written_over(
+    home: Path, tmp_path: Path, out: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--out` before a photo's name would else be the end of the photo."""
+    photo = write_image(tmp_path / "photo.png")
+    before = photo.read_bytes()
+    (tmp_path / "there.csv").mkdir()
+    told = refused(capsys, home / "run", photo, f"--out={tmp_path / out}")
+    assert "--out must name a CSV file, as predictions.csv" in told
+    assert photo.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "there.csv"}

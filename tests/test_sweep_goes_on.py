@@ -34,7 +34,7 @@ SPACE = "sweep.space={optim.lr:{low:1e-4,high:1e-2,log:true},model:[lenet5,lenet
 
 def test_a_job_is_named_by_what_a_resumed_run_keeps() -> None:
     def key(*words: str) -> str:
-        return key_of(compose(words).plain)
+        return key_of(compose(words).plain, {})
 
     same = [
         "run.name=x",
@@ -49,6 +49,11 @@ def test_a_job_is_named_by_what_a_resumed_run_keeps() -> None:
     others = ["optim.lr=0.5", "train.seed=1", "train.epochs=3", "model=lenet6", "ckpt.monitor=val/loss"]
     keys = {key(), *(key(word) for word in others[:-1])}
     assert len(keys) == len(others)
+    plain = compose([]).plain
+    labels = [{}, {"hw.threads": "1"}, {"hw.threads": "2"}, {"hw": "cpu"}, {"log.every": "3"}]
+    assert len({key_of(plain, label) for label in labels}) == 5, "what is varied makes another job"
+    for label in ({"optim.lr": "1"}, {"optim": "sgd"}, {"train.epochs": "20"}, {"transfer": "scratch"}):
+        assert key_of(plain, label) == key_of(plain, {}), "the config says it by itself"
 
 
 def ledger(directory: Path) -> list[dict[str, Any]]:

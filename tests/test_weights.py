@@ -147,6 +147,46 @@ def test_a_checkpoint_of_ours_that_lacks_a_part(run: Path, tmp_path: Path) -> No
         read_weights(tmp_path / "best.pt")
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("data", "classes", [0, 1]),
+        ("data", "classes", []),
+        ("data", "names", ["one"]),
+        ("data", "image_shape", [1, 28]),
+        ("data", "image_shape", "1x28x28"),
+        ("data", "mean", ["0.5"]),
+        ("data", "std", [0.5, 0.5]),
+        ("state", "model", [1, 2]),
+        ("state", "ema", "none"),
+    ],
+)
+def test_a_checkpoint_of_ours_with_a_part_of_another_kind(
+    part: str, key: str, value: object, run: Path, tmp_path: Path
+) -> None:
+    content = load(run / "checkpoints" / "last.pt")
+    content[part][key] = value
+    torch.save(content, tmp_path / "other.pt")
+    told = "mean" if key == "std" else key
+    with pytest.raises(
+        IntegrityError, match=rf"no checkpoint that tinyexp wrote: {part}\.{told} is not what it should"
+    ):
+        read_weights(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, device="meta")],
+    ids=["complex", "meta"],
+)
+def test_a_tensor_that_is_no_plain_one_is_told_by_its_name(tensor: Tensor, tmp_path: Path) -> None:
+    torch.save({"ok": torch.zeros(2), "odd.weight": tensor}, tmp_path / "odd.pth")
+    with pytest.raises(
+        ConfigError, match=r"odd\.pth: odd\.weight must be a plain tensor of real numbers, got .*: save"
+    ):
+        read_weights(tmp_path / "odd.pth")
+
+
 def test_every_flipped_byte_of_a_tensor_is_told(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save(STATE, path)

@@ -47,10 +47,11 @@ def plain_job(attempts: Sequence[PastJob]) -> dict[str, Any]:
     return {**last.plain(), "earlier": [each.plain() for each in earlier]}
 
 
-def key_of(plain: Mapping[str, Any]) -> str:
-    """Names a config by all of it that a resumed run keeps, and by how many epochs it is to have."""
-    told = {**kept(plain), "train.epochs": plain["train"]["epochs"]}
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=8).hexdigest()
+def key_of(plain: Mapping[str, Any], label: Mapping[str, str]) -> str:
+    """Names a job by what of its config a resumed run keeps, how many epochs it is to have, and what else is varied."""
+    same = {**kept(plain), "train.epochs": plain["train"]["epochs"]}
+    varied = {key: value for key, value in label.items() if not any(f"{each}.".startswith(f"{key}.") for each in same)}
+    return hashlib.blake2b(json.dumps([same, varied], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def read_jobs(folder: Path) -> list[PastJob]:
@@ -68,7 +69,7 @@ def read_jobs(folder: Path) -> list[PastJob]:
 def _read(folder: Path, job: dict[str, Any]) -> PastJob:
     return PastJob(
         directory=folder / str(job["directory"]),
-        words=tuple(map(str, job["words"])),
+        words=tuple(map(str, job.get("words", ()))),
         label={str(key): str(value) for key, value in job["label"].items()},
         key=str(job.get("key")),
         status=str(job["status"]),

@@ -92,7 +92,7 @@ class Sweep:
 
     def add(self, made: SweepJob) -> Job:
         """A job that is to be run, in the place that the ledger has of it, or a new one."""
-        key = key_of(made.config.plain)
+        key = key_of(made.config.plain, made.label)
         attempts = [past for past in self._past if past.key == key]
         if attempts:
             directory = attempts[-1].directory

@@ -51,7 +51,7 @@ class TpeSearch:
             self._lost += 1
             return None
         job = self._plan.trial({key: self._spelled(key, value) for key, value in past.params.items()})
-        key = key_of(job.config.plain)
+        key = key_of(job.config.plain, job.label)
         if key in self._values:  # the same was asked for twice
             return None
         if past.state == TrialState.COMPLETE and past.value is not None:
@@ -66,7 +66,7 @@ class TpeSearch:
         while len(self._study.get_trials(deepcopy=False)) - self._lost < (self._plan.config.trials or 0):
             trial = self._study.ask()
             job = self._plan.trial({key: self._suggested(trial, key) for key in self._space})
-            key = key_of(job.config.plain)
+            key = key_of(job.config.plain, job.label)
             if key in self._values:  # a space of few values is soon tried
                 self._study.tell(trial, self._values[key])
             elif key in self._running:
