@@ -81,6 +81,16 @@ def test_foreign_weights_score_what_the_run_scored(
     assert told(capsys, path, "model=lenet5", "dataset=digits", *HERE) == told(capsys, run)
 
 
+def test_our_own_safetensors_say_how_images_are_normalised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless the command line does."""
+    odd = train(tmp_path / "run", "train.epochs=1", "hw.threads=1", "dataset.mean=[0.9]", "dataset.std=[0.05]")
+    assert main(["export", str(odd), "--format=safetensors", "--out", str(tmp_path / "net.safetensors")]) == 0
+    words = (tmp_path / "net.safetensors", "dataset=digits", "model=lenet5", *HERE)
+    logged = told(capsys, odd)[0]
+    assert told(capsys, *words)[0] == logged
+    assert told(capsys, *words, "dataset.mean=[0.5]", "dataset.std=[0.5]")[0] != logged
+
+
 @pytest.mark.parametrize(
     ("words", "lacking"),
     [([], "model=... dataset=..."), (["model=lenet5"], "dataset=..."), (["dataset=digits"], "model=...")],
