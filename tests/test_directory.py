@@ -15,7 +15,16 @@ from tinyexp.__main__ import main
 from tinyexp.files import make_unique
 
 CHECKPOINTS = {f"checkpoints/{name}.pt" for name in ("last", "prev", "best")}
-FILES = {"config.yaml", "env.json", "run.log", "metrics.jsonl", "summary.json", "tb/events", ".lock"} | CHECKPOINTS
+FILES = {
+    "config.yaml",
+    "env.json",
+    "run.log",
+    "metrics.jsonl",
+    "summary.json",
+    "confusion.json",
+    "tb/events",
+    ".lock",
+} | CHECKPOINTS
 SECRET = "hunter2-0451"
 
 

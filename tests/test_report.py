@@ -550,7 +550,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         pixels = {colour: count for count, colour in picture.convert("RGB").getcolors(2**20)}  # type: ignore[misc]
         assert picture.size == ALONE
     assert min(pixels[0, 0x72, 0xB2], pixels[0xD5, 0xD5, 0xD5]) > 500, "the best in colour, the rest pale"
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "report.csv", "report.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "index.html", "report.csv", "report.md"]
     assert report(tmp_path / "runs", "--out", out) == 0, "written again"
     capsys.readouterr()
     (tmp_path / "file").touch()

@@ -381,7 +381,7 @@ def test_a_comparison_of_a_group_is_one_table_and_one_figure(tmp_path: Path, own
     with Image.open(folder / "curves.png") as picture:
         picture.load()
         assert picture.format == "PNG"
-    told = "report.md, report.csv and curves.png are in"
+    told = "index.html, report.md, report.csv and curves.png are in"
     assert f"{told} {folder}\n" in out
 
 

@@ -23,6 +23,7 @@ _BESIDE = (
     "run.", "log.", "sweep.", "train.seed", "train.max_time", "ckpt.every_minutes", "ckpt.keep", "hw.timeout",
     "dataset.workers", "dataset.start_method", "dataset.cache_dir", "resume", "trust", "config_file",
 )  # fmt: skip
+_MOST = sys.float_info.max
 _MOST_COLUMNS = 4  # of keys, where there is a choice
 
 
@@ -248,8 +249,10 @@ def series(run: SavedRun, phase: str, name: str, over: str = "epoch") -> dict[in
     found = {}
     for row in run.rows(phase):
         if name in row:
-            place, value = _integer(row.get(over)), _number(row[name])
-            if place is None or place < 1 or value is None:
+            place, value = row.get(over), row[name]
+            if type(value) is not float or not abs(value) <= _MOST:  # else as nearly all of a hundred thousand are
+                value = _number(value)
+            if type(place) is not int or place < 1 or value is None:
                 one = "an epoch" if over == "epoch" else f"a {over}"
                 raise ConfigError(
                     f"{run.path / 'metrics.jsonl'}: {name} must be a finite number of {one}, "
@@ -259,9 +262,15 @@ def series(run: SavedRun, phase: str, name: str, over: str = "epoch") -> dict[in
     return found
 
 
+def common(runs: Sequence[Mapping[int, float]]) -> tuple[list[int], list[list[float]]]:
+    """The epochs that all runs have, so that a mean is of the same runs everywhere; and their values."""
+    epochs = sorted(set.intersection(*map(set, runs)))
+    return epochs, [[run[epoch] for run in runs] for epoch in epochs]
+
+
 def _number(value: object) -> float | None:
     """None for what is none, or not finite."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MOST:
         return None
     return float(value)
 

@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from tinyexp.comparison import Metric, Result, series
+from tinyexp.colours import COLOURS
+from tinyexp.comparison import Metric, Result, common, series
+from tinyexp.console import visible
 from tinyexp.files import written_aside
 
-# Okabe and Ito's (jfly.uni-koeln.de/color), told apart by colour-blind eyes; without its yellow, too pale on white
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", (0, (4, 1.5)))  # the second time round
-_PANELS = len(_COLOURS)  # groups at most of which all is drawn
+_PANELS = len(COLOURS)  # groups at most of which all is drawn
 _TRAIN: Any = (0, (2.5, 1.2))  # dashes of train's lines
 _NAMED = 10  # groups with a colour and a name, where there are more than _ALL
 _ALL = 12
@@ -75,10 +75,10 @@ def four_panels(key: str, groups: Sequence[tuple[str, list[Result]]]) -> Figure:
             _furnish(axes, "" if column else f"{name}{spread}", over if row else "")
             for i, (_, results) in reversed(list(enumerate(groups))):  # the best comes last, on top of the others
                 runs = [each.run for each in results]
-                _draw_phase(axes, [series(run, train, name, over) for run in runs], _COLOURS[i], train=True)
-                _draw_phase(axes, [series(run, "val", name, over) for run in runs], _COLOURS[i], train=False)
+                _draw_phase(axes, [series(run, train, name, over) for run in runs], COLOURS[i], train=True)
+                _draw_phase(axes, [series(run, "val", name, over) for run in runs], COLOURS[i], train=False)
     _fit_loss(grid[1, 0], groups)
-    named = [Line2D([], [], color=_COLOURS[i], label=_label(name)) for i, (name, _) in enumerate(groups)]
+    named = [Line2D([], [], color=COLOURS[i], label=_label(name)) for i, (name, _) in enumerate(groups)]
     phases = [Line2D([], [], color=_QUIET, label="val"), Line2D([], [], color=_QUIET, label="train")]
     phases[1].set(linestyle=_TRAIN, linewidth=1.0)
     _legend(figure, key, [*named, *phases])
@@ -87,7 +87,7 @@ def four_panels(key: str, groups: Sequence[tuple[str, list[Result]]]) -> Figure:
 
 def _draw_phase(axes: Axes, runs: Sequence[dict[int, float]], colour: str, *, train: bool) -> None:
     curve = Curve(label="", series=runs)
-    if not all(runs) or not _points(curve)[0]:
+    if not all(runs) or not common(curve.series)[0]:
         return  # an epoch of fewer steps than log.every has no line of train
     line = _line(axes, curve, colour, width=0.9 if train else 1.8)
     line.set(linestyle=_TRAIN if train else "-", alpha=0.75 if train else 1.0)
@@ -115,11 +115,11 @@ def _alone(metric: str, key: str, curves: Sequence[Curve]) -> Figure:
     for line in lines:
         line.set_label(f"{len(curves) - len(named)} more")
     for i, curve in reversed(list(enumerate(named))):  # the best comes last, on top of the others
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         if banded:
             _band(axes, curve, colour, alpha=min(0.2, 0.7 / len(named)))
         lines.append(_line(axes, curve, colour, width=1.8))
-        lines[-1].set(label=_label(curve.label), linestyle=_DASHES[i // len(_COLOURS)])
+        lines[-1].set(label=_label(curve.label), linestyle=_DASHES[i // len(COLOURS)])
     _furnish(axes, f"{metric}: mean of the runs, band from the lowest to the highest" if banded else metric, "epoch")
     _zoom(axes, curves)
     _legend(figure, key, lines[::-1])
@@ -134,7 +134,7 @@ def _legend(figure: Figure, key: str, lines: Sequence[Line2D]) -> None:
 
 def _line(axes: Axes, curve: Curve, colour: str, *, width: float) -> Line2D:
     """The mean over the runs."""
-    epochs, values = _points(curve)
+    epochs, values = common(curve.series)
     marker = "o" if len(epochs) == 1 else None
     means = [statistics.fmean(each) for each in values]
     (line,) = axes.plot(epochs, means, color=colour, linewidth=width, marker=marker, solid_capstyle="round")
@@ -143,15 +143,9 @@ def _line(axes: Axes, curve: Curve, colour: str, *, width: float) -> Line2D:
 
 def _band(axes: Axes, curve: Curve, colour: str, alpha: float) -> None:
     if len(curve.series) > 1:
-        epochs, values = _points(curve)
+        epochs, values = common(curve.series)
         low, high = [min(each) for each in values], [max(each) for each in values]
         axes.fill_between(epochs, low, high, color=colour, alpha=alpha, linewidth=0)
-
-
-def _points(curve: Curve) -> tuple[list[int], list[list[float]]]:
-    """The epochs that all runs have, so that a mean is of the same runs everywhere; and their values."""
-    epochs = sorted(set.intersection(*map(set, curve.series)))
-    return epochs, [[one[epoch] for one in curve.series] for epoch in epochs]
 
 
 def _zoom(axes: Axes, curves: Sequence[Curve]) -> None:
@@ -165,6 +159,7 @@ def _zoom(axes: Axes, curves: Sequence[Curve]) -> None:
 
 def _label(text: str) -> str:
     """Not too long; and matplotlib would typeset what stands between dollars."""
+    text = visible(text)
     short = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
     return short.replace("$", r"\$")
 

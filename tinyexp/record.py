@@ -1,4 +1,4 @@
-"""What a run measures, on disk: metrics.jsonl, TensorBoard's events, summary.json.
+"""What a run measures, on disk: metrics.jsonl, TensorBoard's events, summary.json, confusion.json.
 
 A full disk is told once and does not stop the training; a checkpoint that cannot be written does.
 """
@@ -11,10 +11,12 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
@@ -72,6 +74,13 @@ class Recorder:
     def summary(self, summary: dict[str, Any]) -> None:
         """Written whole each time, so that one which failed is no reason not to try the next."""
         self._try("summary.json", lambda: write_json(self._directory / "summary.json", summary), again=True)
+
+    def confusion(self, epoch: int, classes: Sequence[str], counts: Tensor) -> None:
+        """The best epoch's confusion matrix, (classes, classes) int64 with a row a label: what is not 0 of it."""
+        places = counts.nonzero()  # (cells, 2)
+        cells = torch.cat([places, counts[places[:, 0], places[:, 1], None]], dim=1)
+        content = {"epoch": epoch, "classes": list(classes), "counts": cells.tolist()}
+        self._try("confusion.json", lambda: write_json(self._directory / "confusion.json", content), again=True)
 
     def sync(self) -> None:
         """To the disk, before a checkpoint that counts on these lines."""

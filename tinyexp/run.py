@@ -191,6 +191,7 @@ class Run:
         state.last = place | scores.row()
         if better := is_better(scores, state.best, config.ckpt.monitor):
             state.best = state.last
+            self._directory.confusion(state.epoch + 1, self._data.names, scores.confusion)
         state.mark, state.stale = patience_spent(
             scores, state.mark, state.stale, config.ckpt.monitor, config.train.early_stop
         )
@@ -277,19 +278,11 @@ class Run:
 
     def _show(self, phase: str, state: TrainState, done: int, total: int) -> None:
         steps, row = state.step - self._first_step, self._line
-        to_do = self._config.train.epochs * self._data.steps_per_epoch - state.step
+        epoch, epochs = state.epoch + 1, self._config.train.epochs
+        to_do = epochs * self._data.steps_per_epoch - state.step
         left = (self.clock.total() - self._began) / steps * to_do if steps else None
-        self._directory.show(
-            Progress(
-                phase=phase,
-                epoch=state.epoch + 1,
-                epochs=self._config.train.epochs,
-                done=done,
-                total=total,
-                left=left,
-                row=row,
-            )
-        )
+        progress = Progress(phase=phase, epoch=epoch, epochs=epochs, done=done, total=total, left=left, row=row)
+        self._directory.show(progress)
 
     def _fail(self, error: BaseException) -> None:
         """Say in the run's own files how it ended; the door tells the terminal."""

@@ -6,9 +6,12 @@ import contextlib
 import logging
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+
+from torch import Tensor
 
 from tinyexp.checkpoint import Checkpointer, load, non_finite, read_checked, read_latest
 from tinyexp.config import Config
@@ -120,6 +123,7 @@ class RunDirectory:
         if (self._config.resume or "").endswith(".pt") and best.exists() and load(best)["state"]["step"] > step:
             aside = best.replace(best.with_name("best.later.pt"))
             _log.warning("%s is of a later step than %d: kept as %s", best, step, aside.name)
+            (self.path / "confusion.json").unlink(missing_ok=True)  # it was of that file
 
     @property
     def recorder(self) -> Recorder:
@@ -128,6 +132,11 @@ class RunDirectory:
 
     def row(self, row: dict[str, Any]) -> None:
         self.recorder.row(row)
+
+    def confusion(self, epoch: int, classes: Sequence[str], counts: Tensor | None) -> None:
+        """Of the epoch that becomes the best, as Recorder.confusion."""
+        assert counts is not None, "val counts it"
+        self.recorder.confusion(epoch, classes, counts)
 
     def save(self, content: dict[str, Any], *names: str) -> None:
         """Raises as Checkpointer.save."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from tinyexp.errors import ConfigError
 from tinyexp.lock import is_held
@@ -18,10 +19,20 @@ _NOT_SEARCHED = ("tb", "checkpoints")  # and what is hidden
 _STATUSES = ("running", "finished", "interrupted", "failed", "pruned")
 
 
+@dataclass(frozen=True)
+class Confusion:
+    """What val's images were taken for, by the best epoch: (label, prediction, how many), none twice."""
+
+    epoch: int
+    classes: list[str]
+    counts: list[tuple[int, int, int]]
+
+
 class SavedRun:
     """What a run left in its directory. A file is read when it is first asked for, and once.
 
-    A summary or environment that is missing or torn is empty; a config or metrics that cannot be read are an error.
+    A summary or environment that is missing or torn is empty, such a confusion matrix None; a config or metrics that
+    cannot be read are an error.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,6 +81,23 @@ class SavedRun:
         path = self.path / f"code{self._stamp}.patch"
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
+    @cached_property
+    def confusion(self) -> Confusion | None:
+        """Of the epoch that best.pt is of; None where confusion.json is missing or not what a run writes."""
+        found = _json_or_empty(self.path / "confusion.json")
+        epoch, classes, counts = found.get("epoch"), found.get("classes"), found.get("counts")
+        if not (_whole(epoch, 1) and isinstance(classes, list) and classes and isinstance(counts, list)):
+            return None
+        lists = all(isinstance(each, list) and len(each) == 3 for each in counts)
+        if not lists or not all(isinstance(name, str) for name in classes):
+            return None
+        last = len(classes) - 1
+        if not all(_whole(a, 0, last) and _whole(b, 0, last) and _whole(count, 1) for a, b, count in counts):
+            return None
+        if len({(label, prediction) for label, prediction, _ in counts}) < len(counts):
+            return None
+        return Confusion(epoch, classes, [(label, prediction, count) for label, prediction, count in counts])
+
     @property
     def status(self) -> str:
         """running, finished, interrupted, failed or pruned, as the run said; killed: it could not say; or unknown."""
@@ -80,7 +108,15 @@ class SavedRun:
 
     def rows(self, phase: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of one phase."""
-        return [row for row in self.history if row.get("phase") == phase]
+        return self._phases.get(phase, [])
+
+    @cached_property
+    def _phases(self) -> dict[str, list[dict[str, Any]]]:
+        """All lines are looked at once, of hundreds of runs and for several phases each."""
+        phases: dict[str, list[dict[str, Any]]] = {}
+        for row in self.history:
+            phases.setdefault(str(row.get("phase")), []).append(row)
+        return phases
 
     @cached_property
     def _stamp(self) -> str:
@@ -159,6 +195,10 @@ def _json_or_empty(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _whole(value: object, least: int, most: int = 2**63 - 1) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _refuse(constant: str) -> NoReturn:

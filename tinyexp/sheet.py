@@ -11,6 +11,7 @@ from typing import Literal
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -42,6 +43,7 @@ class Listing:
     title: str
     lines: Sequence[str]
     diff: bool = False
+    words: bool = False  # sentences, broken between words where a terminal is too narrow
 
 
 def show(parts: Iterable[Sheet | Listing]) -> None:
@@ -54,6 +56,10 @@ def show(parts: Iterable[Sheet | Listing]) -> None:
     for part in parts:
         if isinstance(part, Sheet):
             _show_sheet(console, part)
+        elif part.words:
+            console.print(Text(part.title, style="bold"))
+            for line in part.lines:
+                console.print(Padding(Text(visible(line)), (0, 0, 0, 2), expand=False))
         else:
             console.print(_lines(part), soft_wrap=True)
         console.print()

@@ -1,9 +1,9 @@
 """sweep [overrides]: a run for each combination of values, as optim.lr=1e-3,1e-2; -m is the same.
 
 With sweep=random or sweep=tpe, a run for each of sweep.trials values of sweep.space. All are composed and their parts
-checked before the first begins. sweep.dir gets a directory a job, and at the end report.md, report.csv and curves.png:
-what `tinyexp report` says of them, with the epochs of sweep.at_epochs. The same command with the same sweep.dir does
-what is left: finished jobs are not run again, cut ones go on, failed ones begin anew.
+checked before the first begins. sweep.dir gets a directory a job, and at the end index.html, report.md,
+report.csv and curves.png: what `tinyexp report` says of them, with the epochs of sweep.at_epochs. The same command with
+the same sweep.dir does what is left: finished jobs are not run again, cut ones go on, failed ones begin anew.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _report(folder: str, planned: Iterable[SweepJob]) -> None:
     targets = {(slot, getattr(job.config, slot).target) for job in jobs for slot in SLOTS}
     own = sorted({target for slot, target in targets if report.refusal(((slot, target),), ())})
     report.main([folder], [f"trust=[{','.join(own)}]"] if own else [], {**options, "out": folder})
-    sys.stdout.write(f"report.md, report.csv and curves.png are in {folder}\n")
+    sys.stdout.write(f"index.html, report.md, report.csv and curves.png are in {folder}\n")
 
 
 def _check(jobs: list[SweepJob]) -> None:
