@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from tinyexp.config import Component, Config, LoaderConfig, flatten
+from tinyexp.config import Component, Config, LoaderConfig
+from tinyexp.keys import flatten
 from tinyexp.typed import options, spelled
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,7 +29,10 @@ from tinyexp.engine import TrainState, train_epoch
 T = TypeVar("T")
 CPU = torch.device("cpu")
 ALONE = Dist(CPU)
-LEAN = ("hw=cpu", "hw.threads=1", "log.level=warning", "log.tensorboard.scalars=false", "log.tensorboard.hparams=false")
+NO_BOARD = tuple(
+    f"log.tensorboard.{key}=false" for key in ("scalars", "groups", "hparams", "text", "inputs", "filters")
+)
+LEAN = ("hw=cpu", "hw.threads=1", "log.level=warning", *NO_BOARD)
 PLAIN = compose(["hw=cpu"])  # the config of no overrides
 
 torch.set_num_threads(1)  # pytest runs as many processes as there are cores

@@ -13,7 +13,8 @@ from helpers import component
 from tinyexp import agreement
 from tinyexp.agreement import describe, difference
 from tinyexp.compose import compose
-from tinyexp.config import Config, flatten
+from tinyexp.config import Config
+from tinyexp.keys import flatten
 
 WORDS = ("hw=cpu", "dataset=imagefolder", "dataset.root=here")  # all keys of a machine's own are there
 CONFIG = compose(list(WORDS))
@@ -35,8 +36,22 @@ OF_EACH_MACHINE = {  # every key that may differ, by its whole name
     "hw.threads",
     "init_from",
     "log.level",
+    "log.tensorboard.confusion",
+    "log.tensorboard.each_epoch",
+    "log.tensorboard.feature_maps",
+    "log.tensorboard.filters",
+    "log.tensorboard.graph",
+    "log.tensorboard.groups",
+    "log.tensorboard.histograms",
     "log.tensorboard.hparams",
+    "log.tensorboard.inputs",
+    "log.tensorboard.lr",
+    "log.tensorboard.mistakes",
+    "log.tensorboard.per_class",
+    "log.tensorboard.predictions",
+    "log.tensorboard.projector",
     "log.tensorboard.scalars",
+    "log.tensorboard.text",
     "model.weights",
     "resume",
     "run.dir",

@@ -31,10 +31,9 @@ from tinyexp.config import (
     TensorBoardConfig,
     TrainConfig,
     TransferConfig,
-    changed_keys,
-    flatten,
 )
 from tinyexp.errors import ConfigError
+from tinyexp.keys import changed_keys, flatten
 from tinyexp.overrides import CONF, choices
 from tinyexp.parts import check_parts
 from tinyexp.stored import recompose

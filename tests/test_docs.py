@@ -15,8 +15,8 @@ import pytest
 from helpers import PLAIN
 
 from tinyexp.compose import compose
-from tinyexp.config import flatten
 from tinyexp.errors import ConfigError
+from tinyexp.keys import flatten
 from tinyexp.overrides import CONF, choices
 
 SCRIPT = Path(__file__).parent.parent / "docs" / "configuration.py"

@@ -18,8 +18,9 @@ from helpers import PLAIN
 
 from tinyexp.__main__ import main
 from tinyexp.compose import compose, compose_run
-from tinyexp.config import SLOTS, Config, LoaderConfig, flatten
+from tinyexp.config import SLOTS, Config, LoaderConfig
 from tinyexp.errors import ConfigError
+from tinyexp.keys import flatten
 from tinyexp.overrides import CONF, choices
 from tinyexp.parts import check_parts
 from tinyexp.stored import recompose

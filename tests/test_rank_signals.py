@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from faults import digest, half_written, metrics, state, summary, until
+from helpers import NO_BOARD
 
 from tinyexp.heartbeat import FOLDER, Sign, read_signs
 from tinyexp.launch import free_port
@@ -47,8 +48,7 @@ WORDS = (
     "train.eval_batch_size=10",
     "train.ema=0.9",
     "log.every=3",
-    "log.tensorboard.scalars=false",
-    "log.tensorboard.hparams=false",
+    *NO_BOARD,
     "ckpt.every_minutes=0",
     "optim=sgd",
     "optim.lr=0.05",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import LEAN, rows, train
+from helpers import LEAN, NO_BOARD, rows, train
 
 from tinyexp.checkpoint import load
 
@@ -81,8 +81,7 @@ FEW = (
     "train.limit_batches=6",
     "train.precision=fp32",
     "log.every=1",
-    "log.tensorboard.scalars=false",
-    "log.tensorboard.hparams=false",
+    *NO_BOARD,
 )
 
 

@@ -13,8 +13,9 @@ import yaml
 from helpers import rows, train, write_mnist
 
 from tinyexp.compose import compose
-from tinyexp.config import Config, flatten
+from tinyexp.config import Config
 from tinyexp.errors import ConfigError
+from tinyexp.keys import flatten
 from tinyexp.overrides import CONF, choices
 from tinyexp.sweepjobs import plan_sweep
 from tinyexp.words import split, usages

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from tinyexp.config import SLOTS, Config, flatten
+from tinyexp.config import SLOTS, Config
+from tinyexp.keys import flatten
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 _OWN = (  # what each machine may have of its own: a key, or with a dot all that begin so

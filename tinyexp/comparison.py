@@ -11,18 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyexp.config import SLOTS, flatten
+from tinyexp.config import SLOTS
 from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.keys import BESIDE, flatten
 from tinyexp.saved import SavedRun
 
 _PHASES = {"val": "val", "train": "train_epoch"}  # as a metric says it -> as metrics.jsonl does
 _NAMES = ("top1", "top5", "loss")
 METRICS = tuple(f"{phase}/{name}" for phase in _PHASES for name in _NAMES)
-# What names a run or says how it was watched and fed, and changes none of its scores.
-_BESIDE = (
-    "run.", "log.", "sweep.", "train.seed", "train.max_time", "ckpt.every_minutes", "ckpt.keep", "hw.timeout",
-    "dataset.workers", "dataset.start_method", "dataset.cache_dir", "resume", "trust", "config_file",
-)  # fmt: skip
+_APART = (*BESIDE, "train.seed")  # runs that differ in these alone are one group
 _MOST = sys.float_info.max
 _MOST_COLUMNS = 4  # of keys, where there is a choice
 
@@ -165,7 +162,7 @@ def _group(keys: dict[str, str], members: list[Result]) -> Group:
 def differing(configs: Sequence[Mapping[str, str]]) -> list[str]:
     """The keys that say something of an experiment and differ among configs, in a config's order."""
     every = dict.fromkeys(key for config in configs for key in config)
-    compared = [key for key in every if not key.startswith(_BESIDE)]
+    compared = [key for key in every if not key.startswith(_APART)]
     return [key for key in compared if len({config.get(key) for config in configs}) > 1]
 
 

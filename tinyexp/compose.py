@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tinyexp.config import SLOTS, Config, blaming, changed_keys, flatten
+from tinyexp.config import SLOTS, Config
 from tinyexp.errors import ConfigError
 from tinyexp.heartbeat import is_rank
 from tinyexp.hydraconf import by_hydra, to_plain
+from tinyexp.keys import blaming, changed_keys, flatten
 from tinyexp.overrides import Overrides, parse
 from tinyexp.plainfile import read
 from tinyexp.saved import find_checkpoint, is_place

@@ -6,12 +6,10 @@ Standard library only: a wrong value is told before torch is imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from tinyexp.errors import ConfigError
 from tinyexp.typed import Rule, above, at_least, require
 
 
@@ -40,6 +38,7 @@ SPAN_OF_RATIOS = Rule("two ratios above 0, the smaller first", lambda v: len(v) 
 FOUR = Rule("four numbers of at least 0, the last at most 0.5", lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5)
 EPOCHS = Rule("different epochs of at least 1", lambda v: len(set(v)) == len(v) and all(e >= 1 for e in v))
 NAME = Rule("1 to 100 letters, digits or ._-+ and not begin with a dot", _is_name)
+LAYER = Rule("the name of a layer, as conv1", lambda text: text.strip() == text != "")
 PATH = Rule("a path of printable characters", lambda text: text != "" and text.isprintable())
 
 
@@ -79,8 +78,28 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorBoardConfig:
+    """The views of a run in TensorBoard."""
+
     scalars: bool
+    groups: bool
     hparams: bool
+    text: bool
+    inputs: bool
+    filters: bool
+    graph: bool
+    histograms: Annotated[int, at_least(1, "step")] | None
+    feature_maps: Annotated[str, LAYER] | None
+    mistakes: bool
+    predictions: bool
+    confusion: bool
+    per_class: bool
+    lr: bool
+    projector: Literal["logits", "features"] | None
+    each_epoch: bool
+
+    @property
+    def any(self) -> bool:
+        return any(getattr(self, view.name) for view in fields(self) if view.name != "each_epoch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,57 +276,3 @@ class Config:
 
 
 SLOTS = ("dataset", "model", "optim", "scheduler")
-CHANGEABLE = (
-    "train.epochs",
-    "train.max_time",
-    "hw.",
-    "log.",
-    "ckpt.",
-    "dataset.root",
-    "dataset.archive",
-    "dataset.cache_dir",
-    "dataset.max_gb",
-    "dataset.preview",
-    "dataset.workers",
-    "dataset.start_method",
-)
-
-
-@contextmanager
-def blaming(sources: Mapping[str, str]) -> Iterator[None]:
-    """Add to an error that begins with one of these keys where that key was given."""
-    try:
-        yield
-    except ConfigError as error:
-        key = re.match(r"[\w./]*", str(error))
-        name = key.group() if key else ""
-        of_slot = (place for one, place in sources.items() if one.startswith(f"{name}."))
-        place = sources.get(name) or next(of_slot, None)
-        raise ConfigError(f"{error} (in {place})") if place else error from error.__cause__
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'optim': {'lr': 1}} -> {'optim.lr': 1}; a list is a value."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def kept(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a config that a resumed run may not change, by full name."""
-    own = ("run.", "sweep.", "resume", "config_file", "trust")
-    return {
-        key: value
-        for key, value in flatten(plain).items()
-        if not key.startswith(own) and not any(key == c or (c[-1] == "." and key.startswith(c)) for c in CHANGEABLE)
-    }
-
-
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The full names of keys whose values differ and that a resumed run may not change."""
-    old, new = kept(before), kept(now)
-    return [key for key in {**old, **new} if key not in old or key not in new or old[key] != new[key]]

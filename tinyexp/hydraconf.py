@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from tinyexp.config import SLOTS, flatten
+from tinyexp.config import SLOTS
 from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.keys import flatten
 from tinyexp.overrides import CONF, GROUPS, Overrides, no_choice, parse
 
 # 1.3 warns without version_base, 1.4 warns with it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyexp.config import kept
+from tinyexp.keys import kept
 
 NAME = "sweep.json"
 

@@ -16,8 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import HydraException
 
-from tinyexp.config import SLOTS, flatten
+from tinyexp.config import SLOTS
 from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.keys import flatten
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a checkout conf/ stands beside the package, in a wheel within it.

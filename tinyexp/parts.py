@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from tinyexp.config import SLOTS, Config, blaming
+from tinyexp.config import SLOTS, Config
 from tinyexp.data.source import OFFERED as DATA_OFFERED
 from tinyexp.errors import ConfigError
+from tinyexp.keys import blaming
 from tinyexp.network import OFFERED
 from tinyexp.optim import build_optimizer
 from tinyexp.schedule import build_schedule

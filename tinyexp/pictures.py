@@ -1,4 +1,4 @@
-"""An evaluation's pictures: the confusion matrix, and the worst mistakes as the network saw them."""
+"""Figures: the confusion matrix, the worst mistakes as the network saw them, accuracy by class, learning rates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,21 @@ _COUNTED = 32  # classes up to which each cell has its number
 _NAMED = 500  # and up to which each row has its name
 _LONGEST = 24  # letters of a line
 _COLUMNS = 5  # of mistakes
-_RIGHT, _WRONG = "#00674b", "#b03a00"
+_DOTTED = 20  # points up to which each is marked
+_RIGHT, _WRONG, _BAR = "#00674b", "#b03a00", "#2f6fa8"
 
 
 def draw_confusion(path: Path, confusion: NDArray[np.int64], names: Sequence[str]) -> None:
-    """A PNG of a matrix (classes, classes), row = label, column = prediction; many classes make a large one.
+    """A PNG of confusion_figure.
 
     Raises:
         TinyexpError: as files.written_aside.
     """
+    _save(path, confusion_figure(confusion, names))
+
+
+def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> FigureCanvasAgg:
+    """A matrix (classes, classes), row = label, column = prediction; many classes make a large figure."""
     count = len(names)
     cell = 0.42 if count <= _COUNTED else 0.085  # inches
     side = max(4.0, cell * min(count, _NAMED))
@@ -45,7 +51,7 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], names: Sequence[str
     _name(axes, names)
     if count <= _COUNTED:
         _write_counts(axes, confusion, shares)
-    _save(path, canvas)
+    return canvas
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:
@@ -101,6 +107,53 @@ def draw_mistakes(path: Path, mistakes: Sequence[Mistake], images: NDArray[np.ui
                 parse_math=False,
             )
     _save(path, canvas)
+
+
+def classes_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> FigureCanvasAgg:
+    """Each class's accuracy as a bar, the best first; classes without images are left out."""
+    counts = confusion.sum(1)
+    shares = confusion.diagonal() / counts.clip(1)
+    order = [int(number) for number in np.argsort(-shares, kind="stable") if counts[number]]
+    figure = Figure(figsize=(6.0, 1.0 + 0.17 * len(order)), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    bars = axes.barh(range(len(order)), shares[order], color=_BAR, height=0.75)
+    texts = [f"{shares[number]:.1%} of {counts[number]}" for number in order]
+    axes.bar_label(bars, texts, fontsize=6, padding=2, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
+    axes.set_yticks(range(len(order)), [_shorten(names[number]) for number in order], fontsize=6.5, parse_math=False)
+    axes.set_ylim(len(order) - 0.4, -0.6)
+    axes.set_xlim(0, 1.18)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"], fontsize=7)
+    overall = confusion.trace() / max(1, confusion.sum())
+    axes.axvline(overall, color="#444444", linewidth=0.8, linestyle=":", zorder=0)
+    title = f"share of each class's val images that are right; all {overall:.1%}"
+    axes.set_title(title, loc="left", fontsize=9, color="#222222")
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return canvas
+
+
+def rates_figure(rates: Sequence[tuple[int, float]]) -> FigureCanvasAgg:
+    """The learning rate over the steps so far."""
+    figure = Figure(figsize=(6.0, 3.2), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(*zip(*rates, strict=True), color=_BAR, linewidth=1.5, marker="." if len(rates) < _DOTTED else "")
+    axes.set_title("learning rate", loc="left", fontsize=9, color="#222222")
+    axes.set_xlabel("step", color="#444444")
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.set_ylim(bottom=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    return canvas
+
+
+def pixels(canvas: FigureCanvasAgg) -> NDArray[np.uint8]:
+    """(H, W, 3)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        canvas.draw()  # type: ignore[no-untyped-call]
+        drawn = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    return np.asarray(drawn)[:, :, :3]
 
 
 def _save(path: Path, canvas: FigureCanvasAgg) -> None:

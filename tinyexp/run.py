@@ -117,10 +117,7 @@ class Run:
         parameters = sum(p.numel() for p in state.network.model.parameters())
         trained = sum(p.numel() for p in state.parameters)
         self._summary.add(parameters=parameters, **({"skipped": data.skipped} if data.skipped else {}))
-        self._directory.check_space(3 * 4 * parameters)
         _log.info(data.summary())
-        if self._config.loader.preview:
-            self._directory.preview(data)
         share = "" if trained == parameters else f" of which {trained:,} are trained"
         _log.info("%s, %s parameters%s, %s", state.network.summary(), f"{parameters:,}", share, self._dist.summary())
         header = epoch_header()
@@ -147,6 +144,7 @@ class Run:
             NonFiniteError: a loss or gradient was inf or nan; nothing of it was saved.
         """
         self._dist.reached(state.step)
+        self._directory.look_step(state)
         if state.step % self._config.log.every == 0:
             self._write_line(state)
         if self._meeting.is_at(state.step):
@@ -204,8 +202,13 @@ class Run:
         self._save(state, *([f"epoch-{state.epoch:04}", "last"] if config.ckpt.keep else ["last"]), best=better)
         self._summary.count(state)
         self._summary.tell("running")
+        over = self.over(state)
+        if over or config.log.tensorboard.each_epoch:
+            with self.clock.within("views"):
+                self._directory.look_epoch(state, scores)
+                self._dist.gather("views")  # rank 0 alone looks, which may take longer than a collective waits
         self._epoch_span = Span(self.clock)
-        if not self.over(state):
+        if not over:
             self._answer(state)
 
     def finish(self, state: TrainState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import time
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from tinyexp.board import Board
 from tinyexp.checkpoint import Checkpointer, load, non_finite, read_checked, read_latest
 from tinyexp.config import Config
 from tinyexp.console import Display, Progress, config_tree
@@ -22,8 +24,10 @@ from tinyexp.engine import TrainState
 from tinyexp.environment import code_patch, describe_environment
 from tinyexp.errors import ConfigError, TinyexpError
 from tinyexp.files import make_unique, refusal, sweep, write_json, write_text
+from tinyexp.gallery import Gallery, check_views, fenced, rates_of
 from tinyexp.lock import DirectoryLock
 from tinyexp.log import ALWAYS, drawn, plain_text, start_run_log, start_terminal, stop_logging
+from tinyexp.metrics import Scores
 from tinyexp.pretrained import find_weights
 from tinyexp.record import Recorder
 from tinyexp.transfer import Receipt, Weights
@@ -100,22 +104,42 @@ class RunDirectory:
         """The state is whole: write what the run is, and go on with the metrics after their first `lines` lines.
 
         Not sooner: a resume that fails leaves all records as they were.
+
+        Raises:
+            ConfigError: a view of log.tensorboard that this network cannot have.
         """
+        config = self._config
+        views = config.log.tensorboard
+        check_views(views, state.network, data)
         self._checkpointer.constants = non_finite(state.state_dict())
         stamp = time.strftime("-%Y%m%d-%H%M%S") if (self.path / "env.json").exists() else ""
         environment = describe_environment() | {"dataset": {"fingerprint": data.fingerprint}}
-        write_text(self.path / "config.yaml", self._config.text)
+        write_text(self.path / "config.yaml", config.text)
         write_json(self.path / f"env{stamp}.json", environment)
         if environment["git"]["dirty"] and (patch := code_patch()):
             write_text(self.path / f"code{stamp}.patch", patch + "\n")
         self._set_aside_later_best(state.step)
         before = state.step if self._existed else None
-        self._recorder = Recorder(self.path, self._config.log.tensorboard, lines=lines, step=before)
+        self._board = Board(self.path, on=views.any, step=before)
+        self._recorder = Recorder(self.path, self._board if views.scalars else None, lines=lines, step=before)
+        self._gallery = Gallery(self._board, views, data, config.train.eval_batch_size)
+        texts = {
+            "config": fenced(config.text, "yaml"),
+            "environment": fenced(json.dumps(environment, indent=2), "json"),
+        }
+        self._gallery.begin(state, texts)
+        if config.loader.preview:
+            write_preview(self.path / "preview.png", data.first_step(), data.names)
+            _log.info("%s shows the first augmented train images", self.path / "preview.png")
+        self._check_space(3 * 4 * sum(each.numel() for each in state.network.model.parameters()))
 
-    def preview(self, data: Data) -> None:
-        """The first images that training sees. Raises as written_aside."""
-        write_preview(self.path / "preview.png", data.first_step(), data.names)
-        _log.info("%s shows the first augmented train images", self.path / "preview.png")
+    def look_step(self, state: TrainState) -> None:
+        """What TensorBoard shows of an optimizer step, where that is due."""
+        self._gallery.step(state)
+
+    def look_epoch(self, state: TrainState, scores: Scores) -> None:
+        """What TensorBoard shows of an epoch: it scores some images, so that it takes its time."""
+        self._gallery.epoch(state, scores, lambda: rates_of(self.path / "metrics.jsonl"))
 
     def _set_aside_later_best(self, step: int) -> None:
         """Where the user went back to an older checkpoint, the best of what came after it is no longer this run's."""
@@ -141,6 +165,7 @@ class RunDirectory:
     def save(self, content: dict[str, Any], *names: str) -> None:
         """Raises as Checkpointer.save."""
         self.recorder.sync()
+        self._board.flush()
         content = {**content, "state": {**content["state"], "lines": self.recorder.lines}}
         self._checkpointer.save(content, *names)
 
@@ -172,7 +197,7 @@ class RunDirectory:
     def show(self, progress: Progress) -> None:
         self._display.show(progress)
 
-    def check_space(self, needed: int) -> None:
+    def _check_space(self, needed: int) -> None:
         """Say now what would else be said at the first save."""
         free = shutil.disk_usage(self.path).free
         if free < needed:
@@ -181,7 +206,8 @@ class RunDirectory:
     def finish(self, best: dict[str, Any]) -> None:
         """All checkpoints on the disk, the scores beside the config, the live line ended."""
         self._checkpointer.wait()
-        self.recorder.hparams(self._config.plain, best)
+        if self._config.log.tensorboard.hparams:
+            self._board.hparams(self._config.plain, best)
         self._display.close()
 
     def restore_terminal(self) -> None:
@@ -194,6 +220,7 @@ class RunDirectory:
         self._checkpointer.close()
         if self._recorder:
             self._recorder.close()
+            self._board.close()
         stop_logging()
         self._lock.release()
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tinyexp.config import SLOTS, Component, Config, blaming, flatten
+from tinyexp.config import SLOTS, Component, Config
 from tinyexp.errors import ConfigError
 from tinyexp.hydraconf import apply, by_hydra, to_plain
+from tinyexp.keys import blaming, flatten
 from tinyexp.overrides import CONF, GROUPS, Overrides, parse, word
 from tinyexp.plainfile import read
 from tinyexp.typed import typed

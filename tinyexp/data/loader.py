@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -48,6 +49,7 @@ class Data:
         self.skipped = source.skipped
         self.fingerprint = source.fingerprint
         self.num_train, self.num_val = len(source.train.labels), len(source.val.labels)
+        self._val_labels = source.val.labels
         self._eval_batch_size = train.eval_batch_size
         self._plan = Plan(train, dist, self.num_train, self.num_val)
         self.steps_per_epoch = self._plan.steps_per_epoch
@@ -110,6 +112,10 @@ class Data:
         count, size = (self.num_train if phase == "train" else self.num_val), size or self._eval_batch_size
         for begin in range(0, count, size):
             yield self._images.images(phase, np.arange(begin, min(begin + size, count)), epoch)
+
+    def val_at(self, index: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """The val images with these numbers (n, C, H, W), as uint8 whatever training is fed, and their labels (n,)."""
+        return self._images.images("val", index, None), torch.from_numpy(self._val_labels[index])
 
     def identity(self, phase: str) -> str:
         """Names the content of a phase's images, as they are before any change."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyexp.comparison import Metric, Result, spelled
-from tinyexp.config import flatten
 from tinyexp.console import duration
+from tinyexp.keys import flatten
 from tinyexp.saved import SavedRun
 from tinyexp.sheet import Listing, Sheet, plain
 
