@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from helpers import component
 from tinyexp import agreement
 from tinyexp.agreement import describe, difference
 from tinyexp.compose import compose
-from tinyexp.config import Config
+from tinyexp.config import Config, SweepConfig
 from tinyexp.keys import flatten
 
 WORDS = ("hw=cpu", "dataset=imagefolder", "dataset.root=here")  # all keys of a machine's own are there
@@ -57,10 +57,7 @@ OF_EACH_MACHINE = {  # every key that may differ, by its whole name
     "run.dir",
     "run.name",
     "run.root",
-    "sweep.at_epochs",
-    "sweep.dir",
-    "sweep.grid",
-    "sweep.on_error",
+    *(f"sweep.{field.name}" for field in fields(SweepConfig)),
     "trust",
 }
 RANKS = ["rank 0 on here", "rank 1 on there"]

@@ -343,6 +343,8 @@ def test_every_file_in_conf_trains_a_step(choice: str, tmp_path: Path) -> None:
     if choice == "transfer=frozen" or choice.startswith("experiment=lenet5_to") or "lite0" in choice:
         first = train(tmp_path / "first", "train.epochs=1", "train.limit_batches=1")
         words.append(f"model.weights={first}")
+    if choice in ("sweep=random", "sweep=tpe"):
+        words.append("sweep.space={train.seed:[1,2]}")
     config = compose(words)
     if config.hw.device not in ("auto", *available_devices()):
         pytest.skip(f"{config.hw.device} is not on this machine")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults import LAST, Fault, digest, kill9, metrics, run
+from faults import LAST, Fault, digest, kill9, metrics, run, terminate
 from helpers import ALONE, LEAN, rows, train
 from test_ranks import program
 from torch import Tensor, nn
@@ -296,6 +296,17 @@ def test_damaged_features_are_told_and_made_again(
     prepared(*words, tensors=tensors)
     assert {path: path.read_bytes() for path in before} == before
     assert caplog.text.count("is damaged: it is made again") == 2
+
+
+@pytest.mark.slow
+def test_a_signal_while_features_are_made_is_answered_at_once(tmp_path: Path, start: tuple[str, ...]) -> None:
+    words = ("run.dir=run", "hw.threads=1", "train.eval_batch_size=8", *FEW, *start)
+    ended = run(tmp_path, *words, faults=[Fault("tinyexp.features.features_of", terminate, after=True)])
+    assert ended.code == 1
+    assert "SIGTERM: ended before the first step, when there was nothing to save" in ended.output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert not [path for path in (tmp_path / "cache" / "features").glob("*") if path.name[0] != "."]
+    assert run(tmp_path, "resume=run", TRUST, "dataset.cache_dir=cache").code == 0
 
 
 # views

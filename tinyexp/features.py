@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -40,10 +40,15 @@ _TRIED = 4  # images on which the tail and the folding are proven
 _log = logging.getLogger(__name__)
 
 
-def run_once(begun: Begun, data: Data, config: Config, dist: Dist) -> tuple[Begun, Data]:
+def run_once(
+    begun: Begun, data: Data, config: Config, dist: Dist, heed: Callable[[], None] = lambda: None
+) -> tuple[Begun, Data]:
     """Where a frozen part can run once, its features in place of the images, and a network that is fed them.
 
     Else both as they are; why is told where a user would expect the other.
+
+    Args:
+        heed: called after each batch of images; what it raises ends it.
 
     Raises:
         ResourceError: no room for the features.
@@ -57,7 +62,7 @@ def run_once(begun: Begun, data: Data, config: Config, dist: Dist) -> tuple[Begu
         why = why or "what is trained is not all that comes after it"
         _log.info("the frozen part runs over the images in each epoch: %s", why)
         return begun, data
-    maker = _Maker(begun.network, tail, data, config)
+    maker = _Maker(begun.network, tail, data, config, heed)
     with _all_cores(config):
         train = [maker.of_train(view, images) for view in range(min(config.transfer.views or 1, config.train.epochs))]
         val = maker.of_val()
@@ -111,8 +116,8 @@ class Kept:
 class _Maker:
     """Makes a network's features, and names them by all that they follow from."""
 
-    def __init__(self, network: Network, tail: str, data: Data, config: Config) -> None:
-        self._network, self._tail, self._data, self._config = network, tail, data, config
+    def __init__(self, network: Network, tail: str, data: Data, config: Config, heed: Callable[[], None]) -> None:
+        self._network, self._tail, self._data, self._config, self._heed = network, tail, data, config, heed
 
     def of_train(self, view: int, tried: Tensor) -> Kept:
         """In bf16 where the hardware computes in it, and with batch-norm folded."""
@@ -146,6 +151,7 @@ class _Maker:
         for images in batches:
             _, (features,) = features_of(network, tail, images)
             yield features.cpu()
+            self._heed()
 
     def _kept(self, phase: str, how: str, make: Any) -> Kept:
         folder = Path(self._config.loader.cache_dir).expanduser() / "features" / self._key(phase, how)

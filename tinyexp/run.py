@@ -44,7 +44,7 @@ class Run:
         self._line: dict[str, Any] = {}  # the last row of phase train
         self.clock = Clock("start")
         self._summary = Summary(directory.summary, lambda: self._seconds_before + self.clock.total())
-        self._signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
+        self.signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
 
     @classmethod
     @contextmanager
@@ -74,7 +74,7 @@ class Run:
             raise error from found
         finally:
             run._directory.close()
-            run._signals.close()
+            run.signals.close()
 
     def start(self, data: Data) -> Start:
         """What to start from, as rank 0 has read it: the checkpoint to go on with, or the weights that were asked for.
@@ -168,7 +168,7 @@ class Run:
         for done, batch in enumerate(self.clock.waiting(batches, "val"), start=1):
             yield batch
             met = done <= self._data.common_val_batches and meeting.is_at(done)
-            if met and meeting.agree(self._dist, self._signals.received is not None)[0]:
+            if met and meeting.agree(self._dist, self.signals.received is not None)[0]:
                 self._interrupt(state)
             if self._directory.due():
                 self._show("val", state, done, self._data.val_batches)
@@ -243,7 +243,7 @@ class Run:
         save_due = minutes is not None and now - self._saved >= 60 * minutes
         self._directory.poll()
         signalled, timed_out, save = self._meeting.agree(
-            self._dist, self._signals.received is not None, out_of_time, save_due
+            self._dist, self.signals.received is not None, out_of_time, save_due
         )
         if signalled or timed_out:
             self._interrupt(state, "" if signalled else f"train.max_time={max_time:g} s")
@@ -252,7 +252,7 @@ class Run:
 
     def _interrupt(self, state: TrainState, reason: str = "") -> None:
         """All ranks together; without a reason it is the signal that one of them got."""
-        reason = reason or next(filter(None, self._dist.gather(self._signals.received or "")))
+        reason = reason or next(filter(None, self._dist.gather(self.signals.received or "")))
         self._save(state, "last")
         self._directory.wait()
         self._dist.gather("saved")  # all ranks stay until rank 0 has: torchrun ends the others when one has left

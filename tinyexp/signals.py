@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from tinyexp.errors import TinyexpError
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 DEADLINE = 20.0  # seconds from the first signal to a saved checkpoint; torchrun kills after 30
 
@@ -54,6 +56,11 @@ class SignalWatch:
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
+
+    def heed(self) -> None:
+        """Between two pieces of a long beginning. Raises TinyexpError where a signal has come."""
+        if self.received:
+            raise TinyexpError(f"{self.received}: ended before the first step, when there was nothing to save")
 
     def close(self) -> None:
         signal.set_wakeup_fd(self._wakeup)

@@ -28,7 +28,7 @@ def train(config: Config) -> None:
         with Run.open(config, dist) as run, Data(source, config, dist) as data:
             begun = begin(config, data, data.names, dist, run.start(data))
             with run.clock.within("features"):
-                begun, data = run_once(begun, data, config, dist)
+                begun, data = run_once(begun, data, config, dist, run.signals.heed)
             state = TrainState.build(config, data, dist, begun)
             run.begin(state, data, begun)
             while not run.over(state):
