@@ -37,7 +37,6 @@ OF_EACH_MACHINE = {  # every key that may differ, by its whole name
     "init_from",
     "log.level",
     "log.tensorboard.confusion",
-    "log.tensorboard.each_epoch",
     "log.tensorboard.feature_maps",
     "log.tensorboard.filters",
     "log.tensorboard.graph",

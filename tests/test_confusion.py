@@ -65,3 +65,12 @@ def test_the_matrix_of_a_later_best_is_not_this_runs(tmp_path: Path) -> None:
     ended = run(tmp_path, "resume=run/checkpoints/epoch-0001.pt", "train.epochs=1")
     assert ended.code == 0, ended.output
     assert not (tmp_path / "run" / "confusion.json").exists()
+
+
+def test_the_matrix_of_another_epoch_is_none(tmp_path: Path) -> None:
+    """As a crash between the two files, and a run that then went back, may leave it."""
+    assert run(tmp_path, *SMALL).code == 0
+    path = tmp_path / "run" / "confusion.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "epoch": found["epoch"] + 1}))
+    assert SavedRun(tmp_path / "run").confusion is None

@@ -113,19 +113,19 @@ def program(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tinyexp", *words]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == code, ended.stdout + ended.stderr
-    assert not left_of(words[-1])
+    assert not left_of(*words)
     return ended
 
 
-def left_of(word: str) -> list[str]:
-    """Command lines of living processes that have this word."""
+def left_of(*wanted: str) -> list[str]:
+    """Command lines of living processes that have these words."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().decode().split("\0")
         except OSError:
             continue
-        found += [" ".join(words)] if word in words else []
+        found += [" ".join(words)] if set(wanted) <= set(words) else []
     return found
 
 

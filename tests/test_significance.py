@@ -115,13 +115,11 @@ def test_several_groups_are_adjusted(tmp_path: Path) -> None:
 
 def test_too_few_seeds(tmp_path: Path) -> None:
     said = found(write_groups(tmp_path / "two", (0.9, 0.91, 0.92), (0.1, 0.11, 0.12)))
-    assert said.lines == ["n = 3 and 3 allow no p below 0.1: no statement is possible below n = 4 each"]
+    assert said.lines == ["n = 3 and 3 allow no p below 0.1: n = 4 each would do"]
     assert said.values == [None, None]
     said = found(write_groups(tmp_path / "many", *((0.9 - i / 10 + seed / 100 for seed in range(4)) for i in range(4))))
     (line,) = said.lines
-    assert line == (
-        "n = 4 and 4 allow no p below 0.029, or 0.086 of 3 comparisons: no statement is possible below n = 5 each"
-    )
+    assert line == ("n = 4 and 4 allow no p below 0.029, or 0.086 of 3 comparisons: n = 5 each would do")
 
 
 def test_single_runs_are_not_spoken_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

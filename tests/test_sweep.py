@@ -208,7 +208,7 @@ def test_a_sweep_is_of_one_machine(tmp_path: Path) -> None:
 def test_two_sweeps_do_not_collide(tmp_path: Path) -> None:
     words = [f"run.root={tmp_path}", "train.seed=0,1"]
     with contextlib.ExitStack() as stack:
-        assert len({stack.enter_context(made(*words)).directory for _ in range(20)}) == 20
+        assert len({stack.enter_context(made(*words)).directory for _ in range(5)}) == 5
     named = [f"sweep.dir={tmp_path}/mine", "train.seed=0,1"]
     with made(*named) as sweep:
         assert sweep.directory == tmp_path / "mine"

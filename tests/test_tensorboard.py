@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +35,9 @@ from tinyexp.__main__ import main
 from tinyexp.board import Board
 from tinyexp.checkpoint import load
 from tinyexp.data.loader import Data
-from tinyexp.engine import score
-from tinyexp.gallery import Gallery
-from tinyexp.projector import write_embedding
+from tinyexp.engine import evaluate, score
+from tinyexp.gallery import Gallery, rates_of
+from tinyexp.projector import Embedding, write_embedding
 
 LOG = "log.tensorboard"
 EVERY = {  # view -> words that turn it on, and what TensorBoard then has of it
@@ -359,6 +360,43 @@ def test_gradients_are_those_of_the_step(tmp_path: Path) -> None:
         (drawn,) = events(tmp_path).Histograms(f"gradients/{name}")
         assert drawn.step == 3
         assert drawn.histogram_value.sum_squares == pytest.approx(float(gradient.double().square().sum()), rel=1e-4)
+
+
+def test_a_signal_leaves_the_rest_of_the_views_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config, data, state = begin(*(f"{LOG}.{name}=true" for name in ("mistakes", "predictions", "confusion", "lr")))
+    board = Board(tmp_path, on=True, step=None)
+    gallery = Gallery(board, config.log.tensorboard, data, 100)
+    answers = iter([False, False, False, True])  # filters, val images and their first batch
+    scores = evaluate(state.eval_network, data.val(), len(data.classes), ALONE)
+    gallery.epoch(state, scores, lambda: [(1, 0.1)], lambda: next(answers, True))
+    board.close()
+    assert events(tmp_path).Tags()["images"] == ["filters"]
+    for view in ("val images", "confusion", "lr"):
+        assert caplog.text.count(f"TensorBoard's {view} cannot be drawn (a signal came)") == 1
+
+
+def test_rates_leave_out_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "lr": 0.1}\n{"step": 2}\n{"step": 4, "lr": 0.05}\n{"step": 6, "l')
+    assert rates_of(path) == [(2, 0.1), (4, 0.05)]
+    assert rates_of(tmp_path / "none") == []
+
+
+def test_the_newest_points_come_first_whatever_they_are_called(tmp_path: Path) -> None:
+    embedding = Embedding(
+        vectors=np.zeros((2, 3), np.float32),
+        heads=("a", "b"),
+        rows=[("x", "y")] * 2,
+        thumbnails=np.zeros((2, 4, 4, 3), np.uint8),
+    )
+    for step, name in ((10, "logits"), (20, "features"), (100_000_000, "features")):
+        write_embedding(tmp_path, step, name, embedding)
+    lines = (tmp_path / "projector_config.pbtxt").read_text().splitlines()
+    assert [re.findall(r'tensor_name: "(.*?)"', line)[0] for line in lines] == [
+        "features, step 100000000",
+        "features, step 20",
+        "logits, step 10",
+    ]
 
 
 def looked_at(data: Data, predictions: list[int], sureness: list[float]) -> views.Looked:

@@ -13,6 +13,7 @@ from tinyexp.config import SLOTS, Config
 from tinyexp.keys import flatten
 
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+_SHARED = "log.tensorboard.each_epoch"  # all wait while rank 0 draws
 _OWN = (  # what each machine may have of its own: a key, or with a dot all that begin so
     "run.",
     "sweep.",
@@ -69,7 +70,7 @@ def difference(ranks: Sequence[str], described: Sequence[Mapping[str, str]]) -> 
 
 
 def _is_own(key: str) -> bool:
-    return any(key.startswith(own) if own.endswith(".") else key == own for own in _OWN)
+    return key != _SHARED and any(key.startswith(own) if own.endswith(".") else key == own for own in _OWN)
 
 
 def _own_code(config: Config) -> dict[str, str]:

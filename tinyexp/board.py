@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -33,8 +35,16 @@ class Board:
         self._write(lambda writer: writer.add_scalar(tag, value, step))
 
     def image(self, tag: str, image: NDArray[np.uint8], step: int) -> None:
-        """(H, W, C) of 1 or 3 channels."""
-        self._write(lambda writer: writer.add_image(tag, image, step, dataformats="HWC"))
+        """(H, W, 3)."""
+
+        def write(writer: SummaryWriter) -> None:
+            file = io.BytesIO()  # SummaryWriter's own way takes three copies in float32: gigabytes of a large figure
+            Image.fromarray(image).save(file, "PNG")
+            height, width, channels = image.shape
+            made = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
+            writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=made)]), step)
+
+        self._write(write)
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         self._write(lambda writer: writer.add_text(tag, markdown, step))

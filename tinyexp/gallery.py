@@ -21,7 +21,7 @@ from tinyexp.config import TensorBoardConfig
 from tinyexp.data.loader import Data
 from tinyexp.data.preview import draw_first
 from tinyexp.engine import TrainState
-from tinyexp.errors import ConfigError
+from tinyexp.errors import ConfigError, TinyexpError
 from tinyexp.metrics import Scores
 from tinyexp.network import Network
 
@@ -36,6 +36,7 @@ class Gallery:
         """`size`: val images of one forward pass."""
         self._board, self._config, self._data, self._size = board, config, data, size
         self._failed: set[str] = set()
+        self._stop: Callable[[], bool] = lambda: False
 
     def begin(self, state: TrainState, texts: Mapping[str, str]) -> None:
         """What is known before the first step. `texts`: names and Markdown."""
@@ -65,8 +66,20 @@ class Gallery:
             if parameter.grad is not None:  # a frozen one has none
                 self._board.histogram(f"gradients/{name}", parameter.grad, state.step)
 
-    def epoch(self, state: TrainState, scores: Scores, rates: Callable[[], list[tuple[int, float]]]) -> None:
-        """After an epoch's val, whose scores these are. `rates`: the learning rate at steps so far."""
+    def epoch(
+        self,
+        state: TrainState,
+        scores: Scores,
+        rates: Callable[[], list[tuple[int, float]]],
+        stop: Callable[[], bool],
+    ) -> None:
+        """After an epoch's val, whose scores these are.
+
+        Args:
+            rates: the learning rate at steps so far.
+            stop: asked before each view and each batch; true where a signal has come.
+        """
+        self._stop = stop
         config, data, step = self._config, self._data, state.step
         network = views.whole(state.eval_network, data)
         if config.filters:
@@ -78,7 +91,7 @@ class Gallery:
         if config.mistakes or config.predictions or config.projector:
             self._try("val images", lambda: self._look(network, step))
         if config.confusion or config.per_class or config.lr:
-            self._try("figures", lambda: self._figures(scores, rates(), step))
+            self._figures(scores, rates, step)
 
     def _look(self, network: Network, step: int) -> None:
         config, data = self._config, self._data
@@ -86,6 +99,7 @@ class Gallery:
             network,
             data,
             self._size,
+            stop=self._stop,
             features=config.projector == "features",
             thumbnails=config.projector is not None,
         )
@@ -96,17 +110,22 @@ class Gallery:
         if config.projector:
             self._board.embedding(step, config.projector, views.points(looked, data.names))
 
-    def _figures(self, scores: Scores, rates: list[tuple[int, float]], step: int) -> None:
+    def _figures(self, scores: Scores, rates: Callable[[], list[tuple[int, float]]], step: int) -> None:
         from tinyexp import pictures  # matplotlib takes half a second
 
         assert scores.confusion is not None
         confusion, names = scores.confusion.numpy(), self._data.names
         if self._config.confusion:
-            self._board.image("confusion", pictures.pixels(pictures.confusion_figure(confusion, names)), step)
+            self._draw("confusion", lambda: pictures.pixels(pictures.confusion_figure(confusion, names)), step)
         if self._config.per_class:
-            self._board.image("per_class", pictures.pixels(pictures.classes_figure(confusion, names)), step)
-        if self._config.lr and rates:
-            self._board.image("lr", pictures.pixels(pictures.rates_figure(rates)), step)
+            self._draw("per_class", lambda: pictures.pixels(pictures.classes_figure(confusion, names)), step)
+        if self._config.lr:
+
+            def draw() -> NDArray[np.uint8] | None:
+                found = rates()
+                return pictures.pixels(pictures.rates_figure(found)) if found else None
+
+            self._draw("lr", draw, step)
 
     def _draw(self, name: str, draw: Callable[[], NDArray[np.uint8] | None], step: int) -> None:
         def show() -> None:
@@ -118,6 +137,8 @@ class Gallery:
     def _try(self, name: str, draw: Callable[[], None]) -> None:
         """Told once, where a network of any kind does not take what is done with it here."""
         try:
+            if self._stop():
+                raise TinyexpError("a signal came")
             draw()
         except Exception as error:  # whatever it says
             if name not in self._failed:
@@ -146,5 +167,5 @@ def fenced(text: str, language: str) -> str:
 
 def rates_of(metrics: Path) -> list[tuple[int, float]]:
     """(step, learning rate) where the log has one, in a resumed run's earlier part too."""
-    rows = map(json.loads, metrics.read_text().splitlines()) if metrics.exists() else ()
+    rows = map(json.loads, metrics.read_bytes().split(b"\n")[:-1]) if metrics.exists() else ()  # a torn line is none
     return sorted({row["step"]: row["lr"] for row in rows if "lr" in row}.items())

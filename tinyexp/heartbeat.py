@@ -110,6 +110,14 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def is_passed_on_to() -> bool:
+    """Do a user's signals come to this process by another of ours? One may then come twice.
+
+    The system tells a sweep's job of its parent's end once for each thread of that.
+    """
+    return under_torchrun() or SWEEP in os.environ
+
+
 def is_rank() -> bool:
     """Is this one of the processes of a run, as torchrun's environment, or another launcher's, says?"""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
@@ -134,7 +142,8 @@ def end_with_parent() -> None:
 
 def end_with_sweep() -> None:
     """As a sweep's job: from now on this process saves and ends when the sweep's own has ended."""
-    if (sweep := os.environ.pop(SWEEP, None)) is not None:
+    if sweep := os.environ.get(SWEEP):
+        os.environ[SWEEP] = ""  # what this process starts has itself for a parent
         _follow(sweep, signal.SIGTERM)
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyexp.errors import Interrupted, describe_exit
+from tinyexp.errors import Interrupted, TinyexpError, describe_exit
 from tinyexp.files import write_json
 from tinyexp.ledger import PastJob
 from tinyexp.saved import SavedRun
+from tinyexp.signals import SIGNALS
 
+_log = logging.getLogger(__name__)
 DONE = ("finished", "pruned")  # statuses of jobs that are not run again
 
 
@@ -28,6 +31,7 @@ class Job:
     code: int | None = None  # of the process: negative is the signal that killed it
     seconds: float = 0.0
     last_words: str = ""  # of its output
+    last: PastJob | None = None  # what the ledger said of this attempt when this process began
     earlier: list[PastJob] = field(default_factory=list)  # attempts that failed
     before: bool = False  # was it done when this process began?
     pruned: bool = False  # was it told to end?
@@ -50,7 +54,9 @@ class Job:
         )
 
     def attempt(self) -> PastJob:
-        """As the ledger has it."""
+        """As the ledger has it; of one that was not looked at yet, as it had it before."""
+        if self.last and self.status in ("waiting", "not started"):
+            return self.last
         return PastJob(
             directory=self.directory,
             words=self.words,
@@ -67,16 +73,18 @@ class Job:
         return self.code is not None and self.status not in DONE
 
     def end(self, code: int, output: bytes) -> None:
-        """Its process is gone: what became of it, and what it said where it did not finish.
-
-        Raises:
-            TinyexpError: as files.written_aside, for a run that is to be called pruned.
-        """
+        """Its process is gone: what became of it, and what it said where it did not finish."""
         self.code, run = code, self.run
-        self.status = "finished" if code == 0 and run.status == "finished" else _status(code)
+        if run.status == "finished" and (code == 0 or -code in SIGNALS):  # one that came after all was done
+            self.status, self.code = "finished", 0
+        else:
+            self.status = _status(code)
         if self.pruned and self.status == "interrupted":
             self.status = "pruned"
-            write_json(self.directory / "summary.json", {**run.summary, "status": "pruned", "error": None})
+            try:
+                write_json(self.directory / "summary.json", {**run.summary, "status": "pruned", "error": None})
+            except TinyexpError as error:
+                _log.warning("%s", error)
         elif self.status != "finished":
             lines = output.decode(errors="replace").strip().splitlines()
             self.last_words = lines[-1] if lines else ""

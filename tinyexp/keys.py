@@ -59,11 +59,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def kept(plain: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config that a resumed run may not change, by full name."""
     own = ("run.", "sweep.", "resume", "config_file", "trust")
-    return {
-        key: value
-        for key, value in flatten(plain).items()
-        if not key.startswith(own) and not any(key == c or (c[-1] == "." and key.startswith(c)) for c in CHANGEABLE)
-    }
+    return {key: value for key, value in flatten(plain).items() if not key.startswith(own) and not may_change(key)}
+
+
+def may_change(key: str) -> bool:
+    """May a resumed run change it?"""
+    return any(key == each or (each[-1] == "." and key.startswith(each)) for each in CHANGEABLE)
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyexp.keys import kept
+from tinyexp.errors import ConfigError
+from tinyexp.keys import flatten, kept
 
 NAME = "sweep.json"
 
@@ -50,20 +51,30 @@ def plain_job(attempts: Sequence[PastJob]) -> dict[str, Any]:
 def key_of(plain: Mapping[str, Any], label: Mapping[str, str]) -> str:
     """Names a job by what of its config a resumed run keeps, how many epochs it is to have, and what else is varied."""
     same = {**kept(plain), "train.epochs": plain["train"]["epochs"]}
-    varied = {key: value for key, value in label.items() if not any(f"{each}.".startswith(f"{key}.") for each in same)}
+    varied = {key: value for key, value in label.items() if not _is_said(key, flatten(plain), same)}
     return hashlib.blake2b(json.dumps([same, varied], sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
-def read_jobs(folder: Path) -> list[PastJob]:
-    """The attempts at the jobs of a sweep's directory, those at one job one after the other.
+def _is_said(key: str, flat: Mapping[str, Any], same: Mapping[str, Any]) -> bool:
+    """Is all that this key or group makes of a config among what is the same?"""
+    below = [each for each in flat if f"{each}.".startswith(f"{key}.")]
+    return bool(below) and all(each in same for each in below)
 
-    None where it is no sweep's, or its sweep.json cannot be made out.
+
+def read_jobs(folder: Path) -> list[PastJob]:
+    """The attempts at the jobs of a sweep's directory, those at one job one after the other; none where there is none.
+
+    Raises:
+        ConfigError: its sweep.json cannot be made out.
     """
+    path = folder / NAME
     try:
-        jobs = json.loads((folder / NAME).read_bytes())["jobs"]
+        jobs = json.loads(path.read_bytes())["jobs"]
         return [_read(folder, attempt) for job in jobs for attempt in (*job.get("earlier", ()), job)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except FileNotFoundError:
         return []
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be made out ({error}): restore it, or give another sweep.dir") from error
 
 
 def _read(folder: Path, job: dict[str, Any]) -> PastJob:

@@ -58,15 +58,19 @@ def _config(folder: Path, newest: int, side: int) -> str:
     Of steps after `newest` are those of a run that has gone back since.
     """
     lines = []
-    for tensors in sorted(folder.glob("projector/*/tensors.tsv"), reverse=True):
+    for tensors in sorted(folder.glob("projector/*/tensors.tsv"), key=_step, reverse=True):
         place = tensors.parent.relative_to(folder)
-        name, _, step = place.name.rpartition("-")
-        if int(step) > newest:
+        name, step = place.name.rpartition("-")[0], _step(tensors)
+        if step > newest:
             continue
         sprite = f'image_path: "{place}/sprite.png" single_image_dim: {side} single_image_dim: {side}'
         paths = f'tensor_path: "{place}/tensors.tsv" metadata_path: "{place}/metadata.tsv" sprite {{ {sprite} }}'
-        lines.append(f'embeddings {{ tensor_name: "{name}, step {int(step)}" {paths} }}\n')
+        lines.append(f'embeddings {{ tensor_name: "{name}, step {step}" {paths} }}\n')
     return "".join(lines)
+
+
+def _step(tensors: Path) -> int:
+    return int(tensors.parent.name.rpartition("-")[2])
 
 
 def _sheet(thumbnails: NDArray[np.uint8]) -> Image.Image:

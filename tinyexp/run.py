@@ -20,7 +20,7 @@ from tinyexp.data.plan import Batch
 from tinyexp.dist import Dist
 from tinyexp.engine import TrainState
 from tinyexp.errors import ConfigError, Interrupted, RankLostError, TinyexpError
-from tinyexp.heartbeat import report, under_torchrun
+from tinyexp.heartbeat import is_passed_on_to, report
 from tinyexp.log import FILE_ONLY, drawn, plain_text
 from tinyexp.meeting import Meeting
 from tinyexp.metrics import NonFiniteStepError, Scores, Sums
@@ -30,7 +30,7 @@ from tinyexp.signals import SignalWatch
 from tinyexp.start import Begun, Start, broadcast_weights
 from tinyexp.summary import Summary
 
-_ECHO = 2.0  # seconds in which torchrun and our supervisor pass on a signal that came to this process too
+_ECHO = 2.0  # seconds in which torchrun, our supervisor or a sweep pass on a signal that came to this process too
 _LAST_WORDS = 2.0  # seconds for what a process has to say that leaves at once
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Run:
         self._line: dict[str, Any] = {}  # the last row of phase train
         self.clock = Clock("start")
         self._summary = Summary(directory.summary, lambda: self._seconds_before + self.clock.total())
-        self.signals = SignalWatch(self._leave, echo=_ECHO if under_torchrun() else 0.0)
+        self.signals = SignalWatch(self._leave, echo=_ECHO if is_passed_on_to() else 0.0)
 
     @classmethod
     @contextmanager
@@ -109,6 +109,7 @@ class Run:
         elif start.weights:
             _log.info("weights taken from %s", self._config.init_from)
         self._directory.begin(state, data, lines)
+        self._dist.gather("begun")  # rank 0 alone draws, which may take longer than a collective waits
         self._introduce(state, data)
 
     def _introduce(self, state: TrainState, data: Data) -> None:
@@ -205,8 +206,8 @@ class Run:
         over = self.over(state)
         if over or config.log.tensorboard.each_epoch:
             with self.clock.within("views"):
-                self._directory.look_epoch(state, scores)
-                self._dist.gather("views")  # rank 0 alone looks, which may take longer than a collective waits
+                self._directory.look_epoch(state, scores, lambda: self.signals.received is not None)
+                self._dist.gather("views")  # as above
         self._epoch_span = Span(self.clock)
         if not over:
             self._answer(state)

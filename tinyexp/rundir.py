@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -137,9 +137,9 @@ class RunDirectory:
         """What TensorBoard shows of an optimizer step, where that is due."""
         self._gallery.step(state)
 
-    def look_epoch(self, state: TrainState, scores: Scores) -> None:
-        """What TensorBoard shows of an epoch: it scores some images, so that it takes its time."""
-        self._gallery.epoch(state, scores, lambda: rates_of(self.path / "metrics.jsonl"))
+    def look_epoch(self, state: TrainState, scores: Scores, stop: Callable[[], bool]) -> None:
+        """What TensorBoard shows of an epoch: it scores some images, and leaves off where `stop` says so."""
+        self._gallery.epoch(state, scores, lambda: rates_of(self.path / "metrics.jsonl"), stop)
 
     def _set_aside_later_best(self, step: int) -> None:
         """Where the user went back to an older checkpoint, the best of what came after it is no longer this run's."""

@@ -86,7 +86,7 @@ class SavedRun:
 
     @cached_property
     def confusion(self) -> Confusion | None:
-        """Of the epoch that best.pt is of; None where confusion.json is missing or not what a run writes."""
+        """Of the epoch that best.pt is of; None where confusion.json is missing, of another, or not as a run has it."""
         found = _json_or_empty(self.path / "confusion.json")
         epoch, classes, counts = found.get("epoch"), found.get("classes"), found.get("counts")
         if not (_whole(epoch, 1) and isinstance(classes, list) and classes and isinstance(counts, list)):
@@ -96,6 +96,9 @@ class SavedRun:
             return None
         last = len(classes) - 1
         if not all(_whole(a, 0, last) and _whole(b, 0, last) and _whole(count, 1) for a, b, count in counts):
+            return None
+        best = self.summary.get("best")
+        if isinstance(best, dict) and best.get("epoch") != epoch:
             return None
         if len({(label, prediction) for label, prediction, _ in counts}) < len(counts):
             return None

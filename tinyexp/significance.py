@@ -102,6 +102,8 @@ def finding(groups: Sequence[Group], names: Sequence[str]) -> Finding:
         told = sum(p < LEVEL for p in adjusted)
         verb = "is" if told == 1 else "are"
         lines.append(f"p is adjusted for {len(compared)} comparisons (Holm): {told} of them {verb} under {LEVEL:g}")
+    if any(best.best.n + groups[i].best.n > _EXACT for i in compared[1:]):
+        lines.append(f"p of more than {_EXACT} runs of two groups is of {_DRAWN:,} splits drawn")
     tested = [best, *(groups[i] for i in compared)]
     if any(len(_seeds(group)) < group.best.n for group in tested):
         lines.append("some runs of a group share a seed: as far as they repeat each other, p is too small")
@@ -128,10 +130,7 @@ def _too_few(best: Group, others: Sequence[Group], floor: float) -> str:
     sizes = min((group.best.n for group in others), key=lambda n: smallest(best.best.n, n))
     needed = next(n for n in range(2, 99) if smallest(n, n) * len(others) <= LEVEL)
     several = f", or {probability(min(1, floor * len(others)))} of {len(others)} comparisons" if len(others) > 1 else ""
-    return (
-        f"n = {best.best.n} and {sizes} allow no p below {probability(floor)}{several}: "
-        f"no statement is possible below n = {needed} each"
-    )
+    return f"n = {best.best.n} and {sizes} allow no p below {probability(floor)}{several}: n = {needed} each would do"
 
 
 def _values(group: Group) -> list[float]:

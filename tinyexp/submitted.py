@@ -49,10 +49,14 @@ class SubmittedJob:
     def poll(self) -> int | None:
         if not self._job.done():
             return None
+        from submitit.core.utils import FailedJobError
+
         try:
             return int(self._job.result())
-        except Exception:  # whatever the node left, or did not
+        except FailedJobError:  # it raised something
             return TinyexpError.exit_code
+        except Exception:  # the node is lost, or it was cancelled: nothing came back, in one way or another
+            return -signal.SIGKILL
 
     def send(self, number: int) -> None:
         """Any signal asks it to save and end; a second one cancels it."""

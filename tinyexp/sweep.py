@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -56,6 +56,7 @@ class _Place:
     running: Running
     slot: Slot
     began: float
+    told: bool = False  # of the signal that asks for an end
 
 
 class Sweep:
@@ -79,13 +80,18 @@ class Sweep:
         self.directory = _make(config, name)
         self._lock = DirectoryLock(self.directory)
         self._lock.take()
-        self._past = read_jobs(self.directory)
+        try:
+            self._past = read_jobs(self.directory)
+        except ConfigError:
+            self._lock.release()
+            raise
         self._width = len(str(count))
         self.jobs: list[Job] = []
         self.asked: int | None = None  # the signal that asks for an end
         here = config.sweep.launcher == "process"
         self._free = divide(config.hw, self.config.jobs)[::-1] if here else [Slot()] * self.config.jobs
         self._running: dict[int, _Place] = {}  # by the job's number
+        self.write()  # from here on the directory is a sweep's
 
     def close(self) -> None:
         self._lock.release()
@@ -93,27 +99,30 @@ class Sweep:
     def add(self, made: SweepJob) -> Job:
         """A job that is to be run, in the place that the ledger has of it, or a new one."""
         key = key_of(made.config.plain, made.label)
+        if twin := next((job for job in self.jobs if job.key == key), None):
+            return twin
         attempts = [past for past in self._past if past.key == key]
-        if attempts:
-            directory = attempts[-1].directory
-            number = int(directory.name.partition("-")[0])
-        else:
-            taken = [*(past.directory for past in self._past), *(job.directory for job in self.jobs)]
-            number = max((int(path.name.partition("-")[0]) for path in taken), default=0) + 1
-            directory = self.directory / _directory_name(f"{number:0{self._width}}", made.label)
+        directory = attempts[-1].directory if attempts else self._new_directory(made.label)
         job = Job(
-            number=number,
+            number=_number(directory),
             words=made.words,
             label=made.label,
             key=key,
             directory=directory,
             epochs=made.config.train.epochs,
             seconds=attempts[-1].seconds if attempts else 0.0,
+            last=attempts[-1] if attempts else None,
             earlier=attempts[:-1],
         )
         self.jobs.append(job)
         self.write()
         return job
+
+    def _new_directory(self, label: dict[str, str]) -> Path:
+        """With the next number: those of the ledger and of what is on the disk are taken."""
+        told = [*(past.directory for past in self._past), *(job.directory for job in self.jobs)]
+        number = max(map(_number, [*self.directory.iterdir(), *told]), default=0) + 1
+        return self.directory / _directory_name(f"{number:0{self._width}}", label)
 
     def run(self, look: Callable[[], None], search: Search | None = None) -> Iterator[Job]:
         """Run the jobs that are not done, and those that a search asks for; comes back with each when it has ended.
@@ -132,7 +141,8 @@ class Sweep:
                 time.sleep(_LOOK)
                 yield from self._reap(search)
         for job in self._waiting():
-            job.status = "not started"
+            if not self._is_done(job):
+                job.status = "not started"
             yield job
         self.write()
 
@@ -179,23 +189,31 @@ class Sweep:
         while self._free and not self._over():
             # one whose directory is being written was started by a sweep that is gone, and saves or ends by itself
             job = next((each for each in self._waiting() if not is_held(each.directory)), None)
-            if job is None and search and (asked := search.ask()):
-                job = self.add(asked)
             if job is None:
+                if search and (asked := search.ask()):
+                    self.add(asked)
+                    continue
                 return
-            if (status := job.run.status) in DONE:
-                job.status, job.code, job.before = status, 0, True
+            if self._is_done(job):
                 if search:
                     search.tell(job)
                 self.write()
                 yield job
             else:
-                self._start(job, anew=status == "failed")
+                self._start(job, anew=job.run.status == "failed")
+
+    def _is_done(self, job: Job) -> bool:
+        """Has an earlier sweep done all of it? It is then said so."""
+        if (status := job.run.status) not in DONE:
+            return False
+        job.status, job.code, job.before = status, 0, True
+        return True
 
     def _start(self, job: Job, *, anew: bool) -> None:
         """Go on with what the run has left, or `anew` in a directory of its own."""
         if anew:
-            job.earlier.append(job.attempt())
+            job.earlier.append(replace(job.attempt(), status="failed"))
+            job.last = None
             name = job.earlier[0].directory.name
             job.directory, job.seconds = self.directory / f"{name}-try-{len(job.earlier) + 1}", 0.0
         slot = self._free.pop()
@@ -206,8 +224,10 @@ class Sweep:
             running: Running = SubmittedJob(words, slot.environment, folder, self.config.submitit)
         else:
             running = JobProcess(words, slot.environment)
-        self._running[job.number] = _Place(running, slot, time.monotonic() - job.seconds)
+        place = self._running[job.number] = _Place(running, slot, time.monotonic() - job.seconds)
         job.status = "running"
+        if self.asked:  # while it was being started
+            self._tell(place, self.asked)
         self.write()
 
     def _reap(self, search: Search | None) -> Iterator[Job]:
@@ -223,15 +243,20 @@ class Sweep:
             del self._running[job.number]
             self._free.append(place.slot)
             job.end(code, place.running.output())
-            if search:
+            if search and (not self.asked or job.status in DONE):  # one that was cut stays open, for the next sweep
                 search.tell(job)
             self.write()
             yield job
 
     def _answer(self, number: int) -> None:
         """Signals go to the running jobs: the first makes them save and end, the second end at once."""
-        self.asked = number
+        again, self.asked = self.asked is not None, number
         for place in list(self._running.values()):
+            self._tell(place, number, again=again)
+
+    def _tell(self, place: _Place, number: int, *, again: bool = False) -> None:
+        if again or not place.told:
+            place.told = True
             place.running.send(number)
 
 
@@ -248,6 +273,12 @@ def _make(config: Config, name: str) -> Path:
         raise ConfigError(f"sweep.dir={given} is there already, and is no sweep's: it has no {NAME}") from error
     except OSError as error:
         raise refusal(f"a sweep's directory cannot be made: {error.strerror}", error, ConfigError) from error
+
+
+def _number(path: Path) -> int:
+    """Of a job's directory; 0 of anything else."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def _directory_name(number: str, label: dict[str, str]) -> str:

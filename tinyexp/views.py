@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tinyexp.data.loader import Data
 from tinyexp.data.preview import MOST, draw_sheet, picture
 from tinyexp.device import Normalizer
-from tinyexp.errors import ConfigError, did_you_mean
+from tinyexp.errors import ConfigError, TinyexpError, did_you_mean
 from tinyexp.network import Network, Seen
 from tinyexp.projector import Embedding, sprite_side
 from tinyexp.tail import features_of
@@ -70,12 +70,24 @@ def _at_rest(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def look(network: Network, data: Data, size: int, *, features: bool, thumbnails: bool) -> Looked:
+def look(
+    network: Network,
+    data: Data,
+    size: int,
+    *,
+    features: bool,
+    thumbnails: bool,
+    stop: Callable[[], bool] = lambda: False,
+) -> Looked:
     """Score up to 2,000 val images, `size` at a time.
 
     Args:
+        stop: asked before each batch.
         features: keep what the network's head is fed.
         thumbnails: keep a small picture of each.
+
+    Raises:
+        TinyexpError: `stop` says so.
     """
     most = min(_LOOKED_AT, data.num_val)
     index = np.arange(most, dtype=np.int64) * data.num_val // most
@@ -83,10 +95,12 @@ def look(network: Network, data: Data, size: int, *, features: bool, thumbnails:
     labels, logits, fed, small = [], [], [], []
     with _at_rest(network.model):
         for begin in range(0, most, size):
+            if stop():
+                raise TinyexpError("a signal came")
             images, answers = data.val_at(index[begin : begin + size])
             if features:
                 given, inputs = features_of(network, network.model.get_submodule(network.head), images)
-                fed.append(inputs[-1].float().reshape(len(images), inputs[-1].shape[1], -1).mean(2).cpu())
+                fed.append(_flat(inputs[-1].float()).cpu())
             else:
                 given = network(images)
             labels.append(answers)
@@ -100,6 +114,11 @@ def look(network: Network, data: Data, size: int, *, features: bool, thumbnails:
         features=torch.cat(fed) if features else None,
         thumbnails=np.stack(small) if thumbnails else None,
     )
+
+
+def _flat(fed: Tensor) -> Tensor:
+    """(n, d): means over the places of maps (n, d, h, w), or over tokens (n, tokens, d)."""
+    return fed.mean(1) if fed.ndim == 3 else fed.flatten(2).mean(2) if fed.ndim > 3 else fed
 
 
 def _thumbnail(image: Tensor, side: int) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from tinyexp.comparison import Group, Metric, Result, columns, differing, groupe
 from tinyexp.config import SLOTS
 from tinyexp.console import duration
 from tinyexp.errors import ConfigError
+from tinyexp.keys import may_change
 from tinyexp.ledger import PastJob
 from tinyexp.saved import SavedRun
 from tinyexp.sheet import Listing, Sheet, aligned, folded, plain, rounded, short_names, spread
@@ -86,7 +87,7 @@ def many(runs: list[SavedRun], jobs: list[PastJob], wish: Wish) -> Report:
             refused.setdefault(str(error).removeprefix(f"{run.path}: "), []).append(str(run.path))
         else:
             results.append(replace(found, keys={**labels.get(run.path, {}), **found.keys}))
-    by = varied if jobs and wish.by is None else wish.by
+    by = _told_apart(results, wish.metric, varied) if jobs and wish.by is None else wish.by
     rows = [
         Row(keys=group.keys, paths=[each.run.path for each in group.results], group=group)
         for group in grouped(results, wish.metric, by)
@@ -95,7 +96,8 @@ def many(runs: list[SavedRun], jobs: list[PastJob], wish: Wish) -> Report:
         keys = {job.directory: job.label for job in jobs} | {each.run.path: each.keys for each in results}
         rows += _without_result(keys, [row.keys for row in rows], by or [])
     told = [row.keys for row in rows]
-    table, left_out = columns(told) if by is None else ({key: [each[key] for each in told] for key in by}, {})
+    few = by is not None and (wish.by is not None or by == varied)  # columns that were asked for
+    table, left_out = ({key: [each[key] for each in told] for key in by or ()}, {}) if few else columns(told)
     rest = [each for each in results if not each.counts]
     missing = [job for job in jobs if job.directory not in {run.path for run in runs}]
     counted = f"{len(results) - len(rest)} of {len(runs) + len(missing)} runs, by {wish.metric.text}"
@@ -125,6 +127,13 @@ def many(runs: list[SavedRun], jobs: list[PastJob], wish: Wish) -> Report:
         rows=rows,
         refused=sum(map(len, refused.values())),
     )
+
+
+def _told_apart(results: list[Result], metric: Metric, varied: list[str]) -> list[str]:
+    """What a sweep varied, and what else differs of its runs: another command may have added some of them."""
+    inner = (differing([each.keys for each in group.results]) for group in grouped(results, metric, varied))
+    extra = dict.fromkeys(key for keys in inner for key in keys if not may_change(key) or key == "train.epochs")
+    return [*varied, *(key for key in extra if key not in varied)]
 
 
 def best_run(results: list[Result], metric: Metric) -> SavedRun:
