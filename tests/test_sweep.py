@@ -342,7 +342,7 @@ def test_a_signal_makes_the_running_job_save_and_starts_no_other(tmp_path: Path,
 
 @pytest.mark.slow
 def test_a_sweep_of_seeds_ends_in_the_first_table(tmp_path: Path) -> None:
-    code, out, _ = ended(begin_sweep(tmp_path, "optim.lr=1e-3,1e-2", "train.seed=range(2)"))
+    code, out, _ = ended(begin_sweep(tmp_path, "optim.lr=1e-3,1e-2", "train.seed=range(2)", "sweep.jobs=2"))
     assert code == 0
     directories = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert [summary(directory)["status"] for directory in directories] == ["finished"] * 4

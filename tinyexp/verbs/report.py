@@ -12,6 +12,7 @@ import csv
 import io
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tinyexp.comparison import Group, Metric
@@ -75,8 +76,10 @@ def _epochs(words: str | None) -> list[int]:
 
 
 def _jobs(paths: list[str], runs: list[SavedRun]) -> list[PastJob]:
-    """Where it is a sweep that is reported, with no run from elsewhere: its jobs."""
-    jobs = read_jobs(Path(paths[0])) if len(paths) == 1 else []
+    """Where it is a sweep that is reported, with no run from elsewhere: its jobs, as far as they can be made out."""
+    jobs: list[PastJob] = []
+    with suppress(ConfigError):
+        jobs = read_jobs(Path(paths[0])) if len(paths) == 1 else []
     return jobs if {run.path for run in runs} <= {job.directory for job in jobs} else []
 
 
