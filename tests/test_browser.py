@@ -72,24 +72,24 @@ def show(opened: tuple[Any, list[str]], url: str, tab: str) -> Any:
 def test_a_tab_has_the_runs_data(tab: str, texts: list[str], url: str, opened: tuple[Any, list[str]]) -> None:
     one = show(opened, url, tab)
     for text in texts:
-        one.get_by_text(text).first.wait_for(state="attached", timeout=20_000)
+        one.get_by_text(text).first.wait_for(state="attached", timeout=60_000)
     assert not opened[1], "what the console calls an error"
 
 
 def test_pictures_are_there(url: str, opened: tuple[Any, list[str]]) -> None:
     one = show(opened, url, "images")
     for view in ("confusion", "feature_maps", "filters"):
-        one.get_by_text(view, exact=True).first.wait_for(timeout=20_000)
+        one.get_by_text(view, exact=True).first.wait_for(timeout=60_000)
     image = one.locator("tf-image-loader img").first
-    image.wait_for(timeout=20_000)
+    image.wait_for(timeout=60_000)
     assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 1020  # the confusion matrix
 
 
 def test_the_projector_draws_the_images_as_points(url: str, opened: tuple[Any, list[str]]) -> None:
     one = show(opened, url, "projector")
     frame = one.frame_locator("iframe").frame_locator("iframe")  # a plugin's, and in it the projector's own
-    frame.get_by_text("features, step 46").first.wait_for(state="attached", timeout=30_000)
-    frame.locator("span.numDataPoints", has_text="360").wait_for(timeout=20_000)
+    frame.get_by_text("features, step 46").first.wait_for(state="attached", timeout=60_000)
+    frame.locator("span.numDataPoints", has_text="360").wait_for(timeout=60_000)
     one.wait_for_timeout(3000)  # the points fly to their places
     shot = frame.locator("#scatter").screenshot()
     pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB")).reshape(-1, 3)
