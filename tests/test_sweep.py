@@ -230,7 +230,7 @@ def begin_sweep(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def ended(process: subprocess.Popen[str], limit: float = 120) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str], limit: float = 240) -> tuple[int, str, str]:
     try:
         out, err = process.communicate(timeout=limit)
     finally:
@@ -239,7 +239,7 @@ def ended(process: subprocess.Popen[str], limit: float = 120) -> tuple[int, str,
     return process.returncode, out, err
 
 
-def when(condition: Callable[[], bool], limit: float = 60) -> None:
+def when(condition: Callable[[], object], limit: float = 120) -> None:
     """Wait until something is so."""
     end = time.monotonic() + limit
     while not condition():

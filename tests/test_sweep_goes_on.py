@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import LEAN, train
+from test_sweep import ended, when
 
 from tinyexp.__main__ import main
 from tinyexp.compose import compose
@@ -365,22 +365,6 @@ def test_a_journal_that_was_cut_in_the_middle_is_mended(tmp_path: Path, monkeypa
 def begin(tmp_path: Path, *words: str, name: str = "sweep") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tinyexp", "-m", *LEAN, *words, f"sweep.dir={tmp_path / name}", "log.level=info"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def ended(process: subprocess.Popen[str], limit: float = 240) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=limit)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, out, err
-
-
-def when(condition: Callable[[], object], limit: float = 120) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def statuses(directory: Path) -> list[str]:
